@@ -1,0 +1,52 @@
+# Each target is a few lines; `make` alone tells what there is.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
+unexport SPARK_HOME SPARK_CONF_DIR
+
+.PHONY: help setup wheelhouse lock data demo test faults lint bench-start cluster cluster-stop clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
+
+setup:           ## .venv with all that is needed (under a second if it is there)
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, and there is no $(PYTHON) in the PATH (Debian, Ubuntu: apt-get install python3.11 python3.11-venv python3.11-dev; RHEL, Fedora: dnf install python3.11 python3.11-devel; macOS: brew install python@3.11), or: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) scripts/setup.py
+
+wheelhouse: setup ## DIR=...: all that set-up fetches, for a machine without network
+	@$(BIN)/python scripts/wheelhouse.py "$(DIR)"
+
+lock: setup      ## requirements.lock anew, from pyproject.toml
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 \
+	  --upgrade --generate-hashes --no-emit-index-url --quiet --output-file requirements.lock > /dev/null
+
+data: setup      ## the flights' five tables in data/
+	@$(BIN)/python scripts/unpack_nycflights.py
+
+demo: data       ## files to an evaluated model, on a year of flights
+	@$(BIN)/python scripts/demo.py
+
+lint: setup      ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint data  ## lint, then the tests
+	$(BIN)/python -m pytest
+
+faults: data     ## the slow faults: processes killed in the middle, full disks
+	$(BIN)/python -m pytest -m faults
+
+bench-start: setup ## seconds from a job's launch to its first Spark action, less a bare session's
+	@$(BIN)/python benchmarks/start.py
+
+cluster: setup   ## a standalone Spark master and two workers on this machine
+	@$(BIN)/python scripts/cluster.py start
+
+cluster-stop:    ## ends them
+	@$(BIN)/python scripts/cluster.py stop
+
+clean:           ## removes what runs left here (not .venv, not data)
+	rm -rf lake .cluster artifacts spark-warehouse metastore_db derby.log build dist .pytest_cache .mypy_cache .ruff_cache

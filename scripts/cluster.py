@@ -77,9 +77,7 @@ class Cluster:
         if spec is None or spec.origin is None:
             raise ClusterError(f"no PySpark in {sys.executable}: run `make setup`, and use .venv/bin/python")
         home = Path(spec.origin).parent
-        inherited = {
-            key: value for key, value in os.environ.items() if key not in ("SPARK_CONF_DIR", "SPARK_MASTER_HOST")
-        }
+        inherited = {key: value for key, value in os.environ.items() if key not in ("SPARK_CONF_DIR", "SPARK_MASTER_HOST")}
         environment = {
             **inherited,
             "SPARK_HOME": str(home),
@@ -193,9 +191,7 @@ def main() -> int:
             return 1
         else:
             state = cluster.state()
-            print(
-                f"{state['url']}: {state['aliveworkers']} workers, {state['coresused']} of {state['cores']} cores used"
-            )
+            print(f"{state['url']}: {state['aliveworkers']} workers, {state['coresused']} of {state['cores']} cores used")
     except (ClusterError, OSError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1

@@ -102,9 +102,7 @@ def unpack_sdist(sdist: Path, folder: Path) -> Path:
     return source
 
 
-def build_wheel(
-    python: Path, key: str, *, progress: Progress, stop: threading.Event, wheelhouse: Path | None = None
-) -> Path:
+def build_wheel(python: Path, key: str, *, progress: Progress, stop: threading.Event, wheelhouse: Path | None = None) -> Path:
     """Builds a wheel in a folder of its own; `publish_wheel` puts it into the cache once it was checked.
 
     Setting `stop` ends the compiler.
@@ -122,9 +120,7 @@ def build_wheel(
     return next((work / "dist").glob("horovod-*.whl"))
 
 
-def compile_wheel(
-    python: Path, source: Path, target: Path, *, log: Path, progress: Progress, stop: threading.Event
-) -> None:
+def compile_wheel(python: Path, source: Path, target: Path, *, log: Path, progress: Progress, stop: threading.Event) -> None:
     """Runs the source package's own build, its output in the log; tells the compiler's percentage from there."""
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"  # CMake comes as a wheel
     jobs = f"-j{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 2}"

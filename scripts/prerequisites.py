@@ -93,7 +93,5 @@ def missing_prerequisites() -> list[str]:
         if problem := check():
             key, text = problem
             debian, redhat, mac = HOW[key]
-            paragraphs.append(
-                f"{text}\n    Debian, Ubuntu: {debian}\n    RHEL, Fedora:   {redhat}\n    macOS:          {mac}"
-            )
+            paragraphs.append(f"{text}\n    Debian, Ubuntu: {debian}\n    RHEL, Fedora:   {redhat}\n    macOS:          {mac}")
     return paragraphs

@@ -40,9 +40,7 @@ def fetch_sdist(folder: Path) -> Path:
         command += ["--no-index", "--find-links", house]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise DataError(
-            f"{NAME}.tar.gz could not be fetched; name a copy with --from:\n{result.stderr.strip()[-2000:]}"
-        )
+        raise DataError(f"{NAME}.tar.gz could not be fetched; name a copy with --from:\n{result.stderr.strip()[-2000:]}")
     return folder / f"{NAME}.tar.gz"
 
 

@@ -23,7 +23,9 @@ def main() -> None:
         merge.whenNotMatchedInsertAll().execute()
         stored = spark.read.format("delta").load(table)
         window = Window.partitionBy("kind").orderBy("id")
-        joined = stored.withColumn("n", F.row_number().over(window)).join(rows, "id", "left")
+        joined = stored.withColumn("n", F.row_number().over(window)).join(
+            rows.select("id", F.col("hash").alias("other")), "id", "left"
+        )
         joined.write.parquet(f"{folder}/parquet")
         stored.groupBy("kind").agg(F.avg("id"), F.count_distinct("day"), F.percentile_approx("id", 0.5)).toPandas()
         if stored.count() != 100:

@@ -1,0 +1,1 @@
+"""Spark: sources -> event tables -> example tables -> snapshots."""

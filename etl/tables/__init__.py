@@ -1,0 +1,17 @@
+"""The only place that reads and writes Delta."""
+
+from etl.tables.delta import create_table, read_table, table_version
+from etl.tables.lock import table_lock
+from etl.tables.quarantine import read_quarantine, write_quarantine
+from etl.tables.write import Counts, write_rows
+
+__all__ = [
+    "Counts",
+    "create_table",
+    "read_quarantine",
+    "read_table",
+    "table_lock",
+    "table_version",
+    "write_quarantine",
+    "write_rows",
+]

@@ -1,0 +1,71 @@
+"""What a job did: one summary that a person can read, and the same as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Summary:
+    """Facts in sections, in the order in which they were added. ``status`` is ``ok`` or the error's class name."""
+
+    job: str
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    status: str = "ok"
+    error: str | None = None
+
+    def add(self, section: str, **facts: Any) -> None:
+        """Adds facts to a section; a fact of the same name is replaced."""
+        self.sections.setdefault(section, {}).update(facts)
+
+    def render(self) -> str:
+        """The summary as text: a line for each fact, numbers with separators, nested facts indented."""
+        lines = [f"{self.job}: {self.status}"]
+        for section, facts in self.sections.items():
+            lines.append(f"  {section}")
+            lines += _lines(facts, indent=4)
+        return "\n".join(lines)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the summary as one JSON object, through a temporary name."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"job": self.job, "status": self.status, "error": self.error, **self.sections}
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n")
+        temporary.replace(target)
+
+
+def _lines(facts: dict[str, Any], indent: int) -> list[str]:
+    width = max((len(_words(name)) for name in facts), default=0)
+    lines = []
+    for name, value in facts.items():
+        label = " " * indent + _words(name).ljust(width)
+        if isinstance(value, dict) and value:
+            lines.append(" " * indent + _words(name))
+            lines += _lines(value, indent + 2)
+        elif isinstance(value, list | tuple) and value:
+            lines.append(f"{label}  {', '.join(_text(item) for item in value)}")
+        else:
+            lines.append(f"{label}  {_text(value)}")
+    return lines
+
+
+def _words(name: str) -> str:
+    return str(name).replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {} or value in ([], ()):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)

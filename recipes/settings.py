@@ -1,0 +1,241 @@
+"""The typed sections of a recipe. What a key means stands beside it; what it may be is checked when it is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from lakering.documents import Settings
+from lakering.names import validate_name
+
+UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def parse_duration(text: str) -> int:
+    """Seconds in a duration such as ``3 hours``. Raises ValueError on anything else."""
+    match = re.fullmatch(r"(\d{1,9}) +(second|minute|hour|day|week)s?", text.strip())
+    if not match or int(match[1]) == 0:
+        raise ValueError(f"expected a duration such as '3 hours' (units: {', '.join(UNITS)})")
+    return int(match[1]) * UNITS[match[2]]
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Name = Annotated[str, AfterValidator(lambda text: validate_name(text, "name"))]
+
+
+class Source(Settings):
+    """Where rows come from: a file, a folder or a glob. Relative paths are relative to the recipe."""
+
+    files: str
+    format: Literal["csv", "json"]
+
+
+class TableSettings(Settings):
+    contract: str
+    sources: tuple[Source, ...] = Field(min_length=1)
+
+
+class Predict(Settings):
+    """What is predicted, when, and for which rows."""
+
+    label: str
+    kind: Literal["binary", "regression"] = "binary"
+    moment: str
+    where: str | None = None
+    weight: str | None = None
+
+
+class FeatureColumn(Settings):
+    """A column of a joined table, or the same written as its bare name."""
+
+    column: Name
+    as_: Literal["number", "id"] = Field("number", alias="as")
+
+
+class IdSettings(Settings):
+    """How ids are learnt: values seen less often than ``min_count`` in train share ``buckets`` hashed buckets."""
+
+    min_count: int = Field(2, ge=1)
+    buckets: int = Field(1, ge=1, le=1_000_000)
+    max_size: int = Field(1_000_000, ge=1)
+
+
+class ColumnFeature(FeatureColumn):
+    """A column of the main table as it is."""
+
+    ids: IdSettings = IdSettings()
+
+
+class ExpressionFeature(Settings):
+    """A value worked out of columns of the main table."""
+
+    expression: str
+    name: Name
+    as_: Literal["number", "id"] = Field("number", alias="as")
+    ids: IdSettings = IdSettings()
+
+
+class JoinedColumns(Settings):
+    on: dict[Name, Name] = Field(min_length=1)
+    columns: tuple[FeatureColumn, ...] = Field(min_length=1)
+    prefix: Name | None = None
+    ids: IdSettings = IdSettings()
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _bare_names(cls, columns: Any) -> Any:
+        return [{"column": c} if isinstance(c, str) else c for c in columns] if isinstance(columns, list) else columns
+
+
+class AsofFeature(JoinedColumns):
+    """The newest row of a ``keep`` table that was known at the moment and is not older than ``at_most``."""
+
+    asof: Name
+    at_most: Duration
+
+
+class LookupFeature(JoinedColumns):
+    """The row of a ``replace`` table with this key: its value of today, not of the moment."""
+
+    lookup: Name
+
+
+class AggregateFeature(Settings):
+    """A figure over the rows of a table that share the values of ``by`` and became known within ``window`` before the
+    moment. The value is an expression; ``name`` defaults to a column's name; ``where`` leaves rows out."""
+
+    aggregate: str
+    where: str | None = None
+    by: tuple[Name, ...] = ()
+    window: Duration
+    functions: tuple[Literal["avg", "count", "sum", "last"], ...] = Field(min_length=1)
+    name: Name | None = None
+    table: Name | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> AggregateFeature:
+        if self.name is None:
+            validate_name(self.aggregate, "an aggregate over an expression needs a 'name';")
+        return self
+
+
+FEATURE_KINDS = {"column": "ColumnFeature", "expression": "ExpressionFeature", "asof": "AsofFeature",
+                 "lookup": "LookupFeature", "aggregate": "AggregateFeature"}  # fmt: skip
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Settings):
+        return type(value).__name__
+    found = [FEATURE_KINDS[key] for key in FEATURE_KINDS if key in value] if isinstance(value, dict) else []
+    return found[0] if len(found) == 1 else None
+
+
+Feature = Annotated[
+    Annotated[ColumnFeature, Tag("ColumnFeature")]
+    | Annotated[ExpressionFeature, Tag("ExpressionFeature")]
+    | Annotated[AsofFeature, Tag("AsofFeature")]
+    | Annotated[LookupFeature, Tag("LookupFeature")]
+    | Annotated[AggregateFeature, Tag("AggregateFeature")],
+    Discriminator(
+        _kind,
+        custom_error_type="feature_kind",
+        custom_error_message=f"a feature has exactly one of the keys {', '.join(FEATURE_KINDS)}",
+    ),
+]
+
+
+class TimeSplit(Settings):
+    """By the moment: rows before ``train`` train, rows before ``validation`` validate, the rest tests."""
+
+    by: Literal["time"]
+    train: str
+    validation: str
+    test: Literal["rest"] = "rest"
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _bound(cls, text: str) -> str:
+        if not re.fullmatch(r"< \d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}:\d{2})?", text):
+            raise ValueError("expected a bound such as '< 2013-09-01' (UTC)")
+        return text
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TimeSplit:
+        if self.train >= self.validation:
+            raise ValueError(f"train ({self.train}) must end before validation ({self.validation})")
+        return self
+
+
+class HashSplit(Settings):
+    """By a seeded hash of columns of the main table (rows alike in them fall into one split)."""
+
+    by: Literal["hash"]
+    of: tuple[Name, ...] = Field(min_length=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _room_for_train(self) -> HashSplit:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation ({self.validation}) and test ({self.test}) leave nothing to train on")
+        return self
+
+
+class Examples(Settings):
+    from_: Name = Field(alias="from")
+    predict: Predict
+    features: tuple[Feature, ...] = Field(min_length=1)
+    split: Annotated[TimeSplit | HashSplit, Field(discriminator="by")]
+    format: Literal["delta", "parquet"] = "delta"
+    row_group_rows: int = Field(65536, ge=1)
+    row_groups_per_file: int = Field(4, ge=1)
+    seed: int = 17
+
+
+class Training(Settings):
+    """How the model is trained. ``lanes`` and ``window`` (row groups in a shuffle block) order the rows; neither
+    depends on the number of ranks. ``lanes`` 0 means the largest divisor of the batch up to 1024."""
+
+    global_batch_size: int = Field(4096, ge=1)
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["float32", "float64"] = "float32"
+    seed: int = Field(17, ge=0)
+    window: int = Field(16, ge=1)
+    lanes: int = Field(0, ge=0)
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    keep_checkpoints: int = Field(3, ge=1)
+
+
+class Evaluation(Settings):
+    split: Literal["train", "validation", "test"] = "test"
+    trees: bool = Field(True, description="train boosted trees on the same columns, as a baseline")
+    max_tree_rows: int = Field(2_000_000, ge=1)
+
+
+class Storage(Settings):
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+
+
+class ModelSettings(Settings):
+    """The model's name; its other keys are checked by the model itself, in ``training/models``."""
+
+    model_config = Settings.model_config | {"extra": "allow"}
+    name: Name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})

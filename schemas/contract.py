@@ -1,0 +1,122 @@
+"""A data contract as the rest of the house sees it: a table's columns, types, key, partitions, rules and dialect."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lakering.documents import Document, read_document
+from lakering.errors import nearest
+from lakering.names import fingerprint
+from schemas.expressions import Expression
+
+CONTRACT_VERSION = "contract_version"
+#: Columns that every table carries besides the contract's own (see ``etl.transforms.provenance``).
+PROVENANCE = ("_source", "_position", "_content_hash")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A value rule: ``name`` is one of minimum, maximum, exclusiveMinimum, exclusiveMaximum, minLength, maxLength,
+    pattern, validValues."""
+
+    name: str
+    argument: Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """``type`` is Spark's: string, int, bigint, smallint, tinyint, double, float, decimal(p,s), boolean, date, timestamp."""
+
+    name: str
+    type: str
+    required: bool = False
+    rules: tuple[Rule, ...] = ()
+    available_at: Literal["prediction", "outcome"] = "prediction"
+    known_at: str | None = None
+    derived: Expression | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the table's files write values."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
+    null_tokens: tuple[str, ...] = ("",)
+    encoding: str = "UTF-8"
+    timestamp_format: str | None = None
+    timestamp_zone: str | None = None
+    extra_columns: Literal["refuse", "ignore"] = "refuse"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One table. ``key`` and ``partition_by`` are names of columns; ``event_time`` is the column of the event's time."""
+
+    table: str
+    version: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    partition_by: tuple[str, ...]
+    dialect: Dialect
+    repeated_key: Literal["keep", "replace"]
+    order_by: str | None
+    event_time: str | None
+    max_refused_share: float
+    document: Document = field(repr=False, compare=False)
+
+    @property
+    def source_columns(self) -> tuple[Column, ...]:
+        """The columns that files hold; the others are derived from them."""
+        return tuple(column for column in self.columns if column.derived is None)
+
+    @property
+    def derived_columns(self) -> tuple[Column, ...]:
+        """The derived columns, each after the ones that it reads."""
+        known = {column.name for column in self.source_columns}
+        waiting = [column for column in self.columns if column.derived is not None]
+        ordered: list[Column] = []
+        while waiting:
+            ready = [c for c in waiting if c.derived and c.derived.columns <= known]
+            if not ready:
+                names = ", ".join(column.name for column in waiting)
+                raise self.document.error((), f"derived columns {names} read each other in a circle")
+            ordered += ready
+            known |= {column.name for column in ready}
+            waiting = [column for column in waiting if column.name not in known]
+        return tuple(ordered)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names everything in the contract that decides what a row becomes."""
+        return fingerprint([self.table, self.version, [repr(c) for c in self.columns], self.key, self.partition_by,
+                            repr(self.dialect), self.repeated_key, self.order_by])  # fmt: skip
+
+    def column(self, name: str) -> Column | None:
+        return next((column for column in self.columns if column.name == name), None)
+
+    def require(self, name: str, what: str) -> Column:
+        """The column of this name, or an error that says who asked for it."""
+        column = self.column(name)
+        if column is None:
+            raise self.document.error((), f"{what} names column {name!r}, which table '{self.table}' does not have"
+                                          + nearest(name, [c.name for c in self.columns]))  # fmt: skip
+        return column
+
+    def is_outcome(self, name: str) -> bool:
+        """Whether a column is an outcome, itself or through what it is derived from."""
+        column = self.require(name, "an expression")
+        if column.available_at == "outcome":
+            return True
+        return column.derived is not None and any(self.is_outcome(inner) for inner in column.derived.columns)
+
+
+def read_contract(path: str | os.PathLike[str]) -> Contract:
+    """Reads an ODCS v3 contract. Raises InputError when the file is missing, SettingError when it is wrong or lacks what
+    this project needs; both name file and line."""
+    from schemas.odcs import build_contract
+
+    return build_contract(read_document(path))

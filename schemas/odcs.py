@@ -1,0 +1,281 @@
+"""From the Open Data Contract Standard's own model to ``schemas.contract.Contract``.
+
+What the standard has a place for is read from that place: types, ``required``, ``primaryKey``, ``partitioned``,
+``logicalTypeOptions``, the ``invalidValues`` quality metric. What it has none for stands in ``customProperties``, of the
+schema object (``TableProperties``) and of its properties (``ColumnProperties``).
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar, get_args
+from zoneinfo import ZoneInfo, available_timezones
+
+from open_data_contract_standard.model import CustomProperty, OpenDataContractStandard, SchemaObject, SchemaProperty
+from pydantic import BaseModel, Field, ValidationError
+
+from lakering.documents import Document, Settings
+from lakering.errors import LakeringError, SettingError, nearest
+from lakering.names import validate_name
+from schemas.contract import PROVENANCE, Column, Contract, Dialect, Rule
+from schemas.expressions import parse_expression
+
+At = tuple[str | int, ...]
+Model = TypeVar("Model", bound=Settings)
+SCHEMA: At = ("schema", 0)
+DEFAULT_TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean", "date": "date",
+                 "timestamp": "timestamp"}  # fmt: skip
+PHYSICAL_TYPES = {
+    "string": ("string", "varchar", "text"),
+    "integer": ("tinyint", "smallint", "int", "integer", "bigint", "long"),
+    "number": ("float", "double", "decimal(p,s)"),
+    "boolean": ("boolean",),
+    "date": ("date",),
+    "timestamp": ("timestamp",),
+}
+SPELLINGS = {"integer": "int", "long": "bigint", "varchar": "string", "text": "string"}
+NUMBER_RULES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+TEXT_RULES = ("minLength", "maxLength", "pattern")
+
+
+class TableProperties(Settings):
+    """Our custom properties of a table."""
+
+    repeated_key: Literal["keep", "replace"] = Field("keep", alias="repeatedKey")
+    order_by: str | None = Field(None, alias="orderBy")
+    event_time: str | None = Field(None, alias="eventTime")
+    max_refused_share: float = Field(1.0, alias="maxRefusedShare", ge=0, le=1)
+    extra_columns: Literal["refuse", "ignore"] = Field("refuse", alias="extraColumns")
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    quote: str = Field('"', min_length=1, max_length=1)
+    escape: str = Field('"', min_length=1, max_length=1)
+    null_tokens: tuple[str, ...] = Field(("",), alias="nullTokens")
+    encoding: str = "UTF-8"
+    timestamp_format: str | None = Field(None, alias="timestampFormat")
+    timestamp_zone: str | None = Field(None, alias="timestampZone")
+
+
+class ColumnProperties(Settings):
+    """Our custom properties of a column."""
+
+    available_at: Literal["prediction", "outcome"] = Field("prediction", alias="availableAt")
+    known_at: str | None = Field(None, alias="knownAt")
+    derived: str | None = None
+
+
+def build_contract(document: Document) -> Contract:
+    """The contract in a document; see ``schemas.read_contract``."""
+    _validate_keys(document, OpenDataContractStandard, document.value, ())
+    standard = document.validate(OpenDataContractStandard)
+    if not (standard.apiVersion or "").startswith("v3."):
+        raise document.error(
+            ("apiVersion",), f"expected an Open Data Contract Standard of version 3, got {standard.apiVersion!r}"
+        )
+    if not standard.version:
+        raise document.error((), "key 'version' is missing: the version of the contract")
+    objects = standard.schema_ or []
+    if len(objects) != 1:
+        raise document.error(("schema",), f"expected one table in a contract, got {len(objects)}")
+    table, at = objects[0], SCHEMA
+    if not table.name:
+        raise document.error(at, "key 'name' is missing: the table's name")
+    ours = _custom(document, TableProperties, table.customProperties, at)
+    if not table.properties:
+        raise document.error(at, "key 'properties' is missing: the table's columns")
+    columns = tuple(_build_column(document, item, (*at, "properties", i)) for i, item in enumerate(table.properties))
+    contract = Contract(
+        table=_named(document, table.name, "table", at),
+        version=standard.version,
+        columns=columns,
+        key=_positioned(table.properties, "primaryKey", "primaryKeyPosition"),
+        partition_by=_positioned(table.properties, "partitioned", "partitionKeyPosition"),
+        dialect=_build_dialect(document, ours, at),
+        repeated_key=ours.repeated_key,
+        order_by=ours.order_by,
+        event_time=ours.event_time,
+        max_refused_share=ours.max_refused_share,
+        document=document,
+    )
+    _validate_contract(contract, table)
+    return contract
+
+
+def _validate_keys(document: Document, model: type[BaseModel], value: Any, at: At) -> None:
+    """The standard's model lets unknown keys pass below its top; a misspelt rule would then be no rule."""
+    if not isinstance(value, dict):
+        return
+    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    for key, inner in value.items():
+        if key not in fields:
+            raise document.error((*at, key), f"unknown key {key!r}{nearest(key, fields)}")
+        below = _model_of(fields[key])
+        if below is not None:
+            for index, item in enumerate(inner) if isinstance(inner, list) else [(None, inner)]:
+                _validate_keys(document, below, item, (*at, key) if index is None else (*at, key, index))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        return next((found for inner in get_args(annotation) if (found := _model_of(inner))), None)
+    return None
+
+
+def _custom(document: Document, model: type[Model], properties: list[CustomProperty] | None, at: At) -> Model:
+    """Our custom properties among all; others' pass, unless one looks like a misspelt one of ours."""
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    chosen: dict[str, Any] = {}
+    for index, item in enumerate(properties or []):
+        name = str(item.property)
+        where = (*at, "customProperties", index)
+        if name in chosen:
+            raise document.error(where, f"custom property {name!r} stands here twice")
+        if name in known:
+            chosen[name] = item.value
+        elif difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.8):
+            raise document.error(where, f"unknown custom property {name!r}{nearest(name, known)}")
+    try:
+        return model.model_validate(chosen)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        index = next(i for i, item in enumerate(properties or []) if item.property == name)
+        text = f"custom property {name!r}: {problem['msg']}, got {problem['input']!r}"
+        raise document.error((*at, "customProperties", index), text) from None
+
+
+def _named(document: Document, name: str, what: str, at: At) -> str:
+    try:
+        return validate_name(name, what)
+    except SettingError as error:
+        raise document.error((*at, "name"), error.message) from None
+
+
+def _build_column(document: Document, item: SchemaProperty, at: At) -> Column:
+    if not item.name:
+        raise document.error(at, "key 'name' is missing: the column's name")
+    name = _named(document, item.name, "column", at)
+    if name in PROVENANCE:
+        raise document.error(at, f"column name {name!r} is taken by provenance")
+    ours = _custom(document, ColumnProperties, item.customProperties, at)
+    kind = _build_type(document, item, at)
+    derived = None
+    if ours.derived is not None:
+        try:
+            derived = parse_expression(ours.derived)
+        except LakeringError as error:
+            raise document.error(at, f"derived: {error.message}") from None
+    return Column(name=name, type=kind, required=bool(item.required or item.primaryKey or item.partitioned),
+                  rules=_build_rules(document, item, kind, at), available_at=ours.available_at, known_at=ours.known_at,
+                  derived=derived)  # fmt: skip
+
+
+def _build_type(document: Document, item: SchemaProperty, at: At) -> str:
+    logical = item.logicalType or ""
+    if logical not in DEFAULT_TYPES:
+        raise document.error((*at, "logicalType"), f"logical type {logical!r} is not supported{nearest(logical, DEFAULT_TYPES)}")
+    physical = (item.physicalType or DEFAULT_TYPES[logical]).lower().replace(" ", "")
+    physical = SPELLINGS.get(physical, physical)
+    decimal = re.fullmatch(r"decimal\((\d{1,2}),(\d{1,2})\)", physical)
+    if decimal and logical == "number" and int(decimal[2]) <= int(decimal[1]) <= 38:
+        return physical
+    if physical not in PHYSICAL_TYPES[logical] or "(" in physical:
+        raise document.error((*at, "physicalType"), f"physical type {item.physicalType!r} does not hold a "
+                             f"{logical}{nearest(physical, PHYSICAL_TYPES[logical])}")  # fmt: skip
+    return physical
+
+
+def _build_rules(document: Document, item: SchemaProperty, kind: str, at: At) -> tuple[Rule, ...]:
+    rules = []
+    names = TEXT_RULES if kind == "string" else NUMBER_RULES
+    for name, argument in (item.logicalTypeOptions or {}).items():
+        where = (*at, "logicalTypeOptions", name)
+        if name not in names:
+            raise document.error(where, f"{name!r} is no rule for a {kind}{nearest(name, names)}")
+        wrong = isinstance(argument, bool) or not isinstance(
+            argument, str if name == "pattern" or kind in ("date", "timestamp") else int | float
+        )
+        if wrong:
+            raise document.error(where, f"{name} {argument!r} has the wrong type")
+        if name == "pattern":
+            try:
+                re.compile(argument)
+            except re.error as error:
+                raise document.error(where, f"pattern {argument!r} is not a regular expression: {error}") from None
+        rules.append(Rule(name, argument))
+    for index, quality in enumerate(item.quality or []):
+        where = (*at, "quality", index)
+        values = (quality.arguments or {}).get("validValues") if quality.metric == "invalidValues" else None
+        if not isinstance(values, list) or quality.mustBe != 0:
+            raise document.error(where, "only {metric: invalidValues, arguments: {validValues: [...]}, mustBe: 0} is "
+                                        "checked here; write other rules as logicalTypeOptions")  # fmt: skip
+        rules.append(Rule("validValues", tuple(values)))
+    return tuple(rules)
+
+
+def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect:
+    try:
+        if codecs.lookup(ours.encoding).name != "utf-8":
+            raise document.error(at, f"encoding {ours.encoding!r}: only UTF-8 is read")
+    except LookupError:
+        raise document.error(at, f"encoding {ours.encoding!r} is not known") from None
+    if ours.timestamp_zone and ours.timestamp_zone not in available_timezones():
+        raise document.error(at, f"timestampZone {ours.timestamp_zone!r} is not a zone{nearest(ours.timestamp_zone, [])}")
+    if ours.timestamp_zone:
+        ZoneInfo(ours.timestamp_zone)
+    return Dialect(ours.delimiter, ours.quote, ours.escape, ours.null_tokens, "UTF-8", ours.timestamp_format,
+                   ours.timestamp_zone, ours.extra_columns)  # fmt: skip
+
+
+def _positioned(properties: Iterable[SchemaProperty], flag: str, position: str) -> tuple[str, ...]:
+    chosen = [item for item in properties if getattr(item, flag)]
+    return tuple(item.name or "" for item in sorted(chosen, key=lambda item: getattr(item, position) or 0))
+
+
+def _validate_contract(contract: Contract, table: SchemaObject) -> None:
+    document, names = contract.document, [column.name for column in contract.columns]
+    for index, name in enumerate(names):
+        if name.lower() in [other.lower() for other in names[:index]]:
+            raise document.error((*SCHEMA, "properties", index), f"column {name!r} stands here twice")
+    for index, column in enumerate(contract.columns):
+        at = (*SCHEMA, "properties", index)
+        for read in sorted(column.derived.columns if column.derived else ()):
+            if contract.column(read) is None:
+                raise document.error(at, f"derived from {read!r}, which is not a column{nearest(read, names)}")
+        if column.known_at is not None:
+            known = contract.column(column.known_at)
+            if known is None or known.type != "timestamp":
+                raise document.error(
+                    at, f"knownAt {column.known_at!r} is not a timestamp column{nearest(column.known_at, names)}"
+                )
+            if column.available_at != "outcome":
+                raise document.error(at, "knownAt belongs to an outcome: add availableAt: outcome")
+    _ = contract.derived_columns  # raises on a circle
+    for what, wanted in (("orderBy", contract.order_by), ("eventTime", contract.event_time)):
+        if wanted is not None and wanted not in names:
+            raise document.error(SCHEMA, f"{what} {wanted!r} is not a column{nearest(wanted, names)}")
+    if contract.event_time and contract.require(contract.event_time, "eventTime").type not in ("timestamp", "date"):
+        raise document.error(SCHEMA, f"eventTime {contract.event_time!r} is not a timestamp or date")
+    if contract.repeated_key == "replace" and not contract.key:
+        raise document.error(SCHEMA, "repeatedKey 'replace' needs a primaryKey")
+    if contract.order_by and contract.repeated_key == "keep":
+        raise document.error(SCHEMA, "orderBy belongs to repeatedKey 'replace'")
+    if contract.key:
+        for name in contract.partition_by:
+            if not _roots(contract, name) <= set(contract.key):
+                raise document.error(SCHEMA, f"partition column {name!r} is not of the key, nor derived from it alone: "
+                                             "rows of one key could fall into two partitions")  # fmt: skip
+
+
+def _roots(contract: Contract, name: str) -> set[str]:
+    """The columns that a column comes from, stopping at key columns."""
+    column = contract.require(name, "partitioning")
+    if name in contract.key or column.derived is None:
+        return {name}
+    return set().union(*(_roots(contract, inner) for inner in column.derived.columns))

@@ -1,0 +1,46 @@
+"""What the suite shares: one local-mode SparkSession, with the project's settings and the small-machine overlay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from spark_conf import write_conf_dir  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def spark_conf_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_conf_dir(tmp_path_factory.mktemp("spark-conf")).parent
+
+
+@pytest.fixture(scope="session")
+def spark(spark_conf_dir: Path) -> Iterator[SparkSession]:
+    os.environ["SPARK_CONF_DIR"] = str(spark_conf_dir)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    session = SparkSession.builder.master("local[2]").config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def submit(spark_conf_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a job as a user does: ``spark-submit`` in a process of its own."""
+
+    def run(
+        job: str, *args: str, master: str = "local[2]", conf: tuple[str, ...] = (), **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("spark-submit")), "--master", master,
+                   "--properties-file", str(spark_conf_dir / "spark-defaults.conf"),
+                   *(part for setting in conf for part in ("--conf", setting)), str(ROOT / job), *args]  # fmt: skip
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600)
+
+    return run

@@ -1,0 +1,116 @@
+"""A small table, its contract and recipe, for tests of ingest."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import Row, SparkSession
+
+from etl.ingest import IngestResult, ingest_table
+from etl.tables import read_quarantine, read_table
+from recipes import Recipe, read_recipe
+from schemas import Contract
+
+NOW = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
+TRIPS = """
+apiVersion: v3.1.0
+kind: DataContract
+id: trips
+version: 1.0.0
+status: active
+schema:
+  - name: trips
+    customProperties:
+      - {property: nullTokens, value: ['NA', '']}
+      - {property: eventTime, value: at}
+TABLE
+    properties:
+      - {name: day, logicalType: date, primaryKey: true, primaryKeyPosition: 1, partitioned: true}
+      - {name: id, logicalType: integer, physicalType: int, primaryKey: true, primaryKeyPosition: 2}
+      - {name: at, logicalType: timestamp, required: true}
+      - {name: fare, logicalType: number, logicalTypeOptions: {minimum: 0, maximum: 500}}
+      - {name: price, logicalType: number, physicalType: "decimal(4,2)"}
+      - name: zone
+        logicalType: string
+        quality: [{metric: invalidValues, arguments: {validValues: [north, south]}, mustBe: 0}]
+      - {name: paid, logicalType: boolean}
+      - {name: note, logicalType: string, logicalTypeOptions: {maxLength: 20}}
+COLUMNS
+"""
+HEADER = "day,id,at,fare,price,zone,paid,note\n"
+GOOD = "2024-01-01,1,2024-01-01T08:00:00Z,10.5,1.25,north,true,hello\n"
+
+
+@dataclass
+class Trips:
+    """A lake with one table, and the means to fill and read it."""
+
+    spark: SparkSession
+    folder: Path
+
+    def contract_text(self, table: str = "", columns: str = "", kind: str = "") -> None:
+        text = TRIPS.replace("TABLE", table).replace("COLUMNS", columns)
+        (self.folder / "trips.yaml").write_text(text)
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def recipe(self, files: str, format: str = "csv") -> Recipe:
+        text = f"name: trips\nlake: lake\ntables:\n  trips:\n    contract: trips.yaml\n    sources: [{{files: '{files}', format: {format}}}]\n"
+        (self.folder / "recipe.yaml").write_text(text)
+        return read_recipe(self.folder / "recipe.yaml")
+
+    @property
+    def contract(self) -> Contract:
+        return self.recipe("x").contract("trips")
+
+    def ingest(self, files: str, format: str = "csv", *, reread: bool = False) -> IngestResult:
+        recipe = self.recipe(files, format)
+        result = ingest_table(self.spark, recipe, recipe.contract("trips"), recipe.settings.tables["trips"].sources,
+                              now=NOW, reread=reread)  # fmt: skip
+        parts = (
+            result.rows_written,
+            result.rows_already_present,
+            result.rows_replaced,
+            result.rows_superseded,
+            result.rows_refused,
+        )
+        assert result.rows_read == sum(parts), "every row read has one fate"
+        assert sum(result.refused.values()) == result.rows_refused, "every refused row has one reason"
+        return result
+
+    def csv(self, *lines: str, name: str = "a.csv", header: str = HEADER) -> IngestResult:
+        self.write(name, header + "".join(line + "\n" for line in lines))
+        return self.ingest(name)
+
+    def rows(self) -> list[Row]:
+        return read_table(self.spark, self.recipe("x").lake, self.contract).orderBy("id").collect()
+
+    def refused(self) -> list[tuple[Any, ...]]:
+        table = read_quarantine(self.spark, self.recipe("x").lake, "trips").orderBy("source", "position")
+        return [(row["position"], row["column"], row["rule"], row["value"]) for row in table.collect()]
+
+
+@pytest.fixture
+def trips(spark: SparkSession, tmp_path: Path) -> Trips:
+    made = Trips(spark, tmp_path)
+    made.contract_text()
+    return made
+
+
+@pytest.fixture
+def make_trips(spark: SparkSession, tmp_path: Path) -> Callable[..., Trips]:
+    def make(**parts: str) -> Trips:
+        made = Trips(spark, tmp_path)
+        made.contract_text(**parts)
+        return made
+
+    return make

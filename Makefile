@@ -27,11 +27,12 @@ data: setup      ## the flights' five tables in data/
 demo: data       ## files to an evaluated model, on a year of flights
 	@$(BIN)/python scripts/demo.py
 
-lint: setup      ## style, types, import rules
+lint: setup      ## style, types, import rules, contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@for contract in schemas/*.yaml; do out=$$($(BIN)/datacontract lint $$contract 2>&1) || { echo "$$out"; exit 1; }; done
 
 test: lint data  ## lint, then the tests
 	$(BIN)/python -m pytest

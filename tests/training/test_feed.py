@@ -1,0 +1,205 @@
+"""The feed over real Parquet: exact rows, exact batches, named errors, no thread left."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lakering.errors import IntegrityError, SettingError
+from lakering.manifest import validate_files
+from training.feed import Feed, Order
+
+ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
+
+
+def feed_of(toy, rank=0, ranks=1, split="train", order=ORDER):
+    return Feed(lake=toy.lake, manifest=toy.manifest, split=split, order=order, rank=rank, ranks=ranks)
+
+
+def global_batches(toy, ranks, epoch=0, start_step=0):
+    """Each global batch as (row ids, floats, ids, labels), put together from all ranks' parts at their output index."""
+    parts = [list(feed_of(toy, rank, ranks).epoch(epoch, start_step)) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1, "ranks have the same number of steps"
+    batches = []
+    for shares in zip(*parts, strict=True):
+        assert sum(share.num_rows for share in shares) == shares[0].global_rows
+        order = np.argsort(np.concatenate([share.output for share in shares]))
+        assert sorted(np.concatenate([share.output for share in shares])) == list(range(shares[0].global_rows))
+        columns = [np.concatenate([getattr(s, name) for s in shares])[order] for name in ("row_id", "floats", "ids", "label")]
+        batches.append(columns)
+    return batches
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_row_comes_once_with_its_own_values(write_toy, ranks):
+    toy = write_toy()
+    batches = global_batches(toy, ranks)
+    row_id, floats, ids, label = (np.concatenate(column) for column in zip(*batches, strict=True))
+    rows = toy.rows["train"]
+    assert sorted(row_id) == rows["row_id"].tolist()
+    np.testing.assert_array_equal(floats, np.stack([rows["x0"], rows["x1"]], 1)[row_id])
+    np.testing.assert_array_equal(ids, np.stack([rows["a"], rows["b"]], 1)[row_id])
+    np.testing.assert_array_equal(label, rows["y"][row_id])
+
+
+def test_global_batches_are_byte_equal_on_any_number_of_ranks_and_after_resuming(write_toy):
+    toy = write_toy()
+    alone = global_batches(toy, 1, epoch=1)
+    for ranks in (2, 3):
+        for ours, theirs in zip(global_batches(toy, ranks, epoch=1), alone, strict=True):
+            assert [a.tobytes() for a in ours] == [b.tobytes() for b in theirs]
+    resumed = global_batches(toy, 2, epoch=1, start_step=4)
+    assert [[a.tobytes() for a in batch] for batch in resumed] == [[a.tobytes() for a in batch] for batch in alone[4:]]
+
+
+def test_resuming_reads_no_window_that_is_done(write_toy):
+    toy = write_toy()
+    whole, resumed = feed_of(toy), feed_of(toy)
+    list(whole.epoch(0))
+    list(resumed.epoch(0, start_step=whole.num_steps - 1))
+    assert (whole.statistics.row_groups, resumed.statistics.row_groups) == (6, 2)
+
+
+def test_weights_come_with_their_rows(write_toy):
+    toy = write_toy(weight=True)
+    for batch in feed_of(toy).epoch(0):
+        np.testing.assert_array_equal(batch.weight, toy.rows["train"]["w"][batch.row_id])
+
+
+def test_a_table_smaller_than_its_ranks_gives_empty_parts(write_toy):
+    toy = write_toy({"train": [[1]], "test": [[1]]})
+    parts = [list(feed_of(toy, rank, 3).epoch(0)) for rank in range(3)]
+    assert sorted(part[0].num_rows for part in parts) == [0, 0, 1]
+    assert [part[0].global_rows for part in parts] == [1, 1, 1]
+    assert parts[0][0].floats.shape[1] == 2
+
+
+def test_a_split_without_rows_has_no_steps(write_toy):
+    toy = write_toy({"train": [[5]]})
+    assert list(feed_of(toy, split="test").epoch(0)) == []
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "lakering-feed"]
+
+
+def test_no_thread_is_left_after_a_break_or_an_error(write_toy):
+    toy = write_toy()
+    with closing(feed_of(toy).epoch(0)) as batches:
+        next(batches)
+        assert len(threads()) == 1
+    assert threads() == []
+    toy.file("train", 1).unlink()
+    with pytest.raises(IntegrityError):
+        list(feed_of(toy).epoch(0))
+    assert threads() == []
+
+
+def test_no_more_than_two_blocks_are_held(write_toy):
+    toy = write_toy({"train": [[50]] * 12})
+    feed = feed_of(toy, order=Order(seed=1, batch_size=10, window=1, lanes=5))
+    held = threading.Semaphore(0)
+    read_block = feed.read_block
+
+    def counted(window, epoch):
+        block = read_block(window, epoch)
+        held.release()
+        return block
+
+    feed.read_block = counted
+    with closing(feed.epoch(0)) as batches:
+        next(batches)
+        assert held.acquire(timeout=10)
+        assert held.acquire(timeout=10)
+        assert not held.acquire(timeout=0.3), "a third block was read while two are held"
+
+
+def cut(path: Path):
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip_data(path: Path):
+    """Same size, same footer, other bytes in the first pages."""
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, table: pa.Table):
+    """The same row groups, of another table."""
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for start, rows in ((0, 90), (90, 110), (200, 50)):
+            writer.write_table(table.slice(start, rows))
+
+
+def replace_columns(path: Path):
+    table = pq.read_table(path)
+    rewrite(path, table.rename_columns(["other", *table.column_names[1:]]))
+
+
+def replace_rows(path: Path):
+    pq.write_table(pq.read_table(path).slice(0, 200), path, row_group_size=90)
+
+
+def add_nulls(path: Path):
+    table = pq.read_table(path)
+    label = pa.array([None, *table["y"].to_pylist()[1:]], pa.float32())
+    rewrite(path, table.set_column(table.column_names.index("y"), "y", label))
+
+
+def raise_ids(path: Path):
+    table = pq.read_table(path)
+    ids = pa.array([6] * table.num_rows, pa.int32())
+    rewrite(path, table.set_column(table.column_names.index("a"), "a", ids))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (os.unlink, "row group"),
+        (cut, "row group"),
+        (flip_data, "row group 0 cannot be read"),
+        (replace_columns, "lacks columns"),
+        (replace_rows, "the manifest says"),
+        (add_nulls, "y holds 1 nulls"),
+        (raise_ids, r"a holds ids from 6 to 6, the manifest says \[0, 6\)"),
+    ],
+)
+def test_a_changed_file_is_named_never_a_short_epoch(write_toy, fault, says):
+    toy = write_toy()
+    path = toy.file("train", 1)
+    fault(path)
+    with pytest.raises(IntegrityError, match=says) as caught:
+        list(feed_of(toy).epoch(0))
+    assert str(path) in str(caught.value)
+
+
+def test_files_gone_or_cut_are_seen_before_anything_is_read(write_toy):
+    toy = write_toy()
+    cut(toy.file("test"))
+    with pytest.raises(IntegrityError, match="1 of 5 files are gone or changed"):
+        validate_files(toy.lake, toy.manifest)
+
+
+def test_a_folder_in_place_of_a_file_is_not_read(write_toy):
+    """Petastorm unpickles what it finds in a folder."""
+    toy = write_toy({"train": [[10]]})
+    path = toy.file("train")
+    path.unlink()
+    path.mkdir()
+    (path / "_common_metadata").write_bytes(b"never read")
+    with pytest.raises(IntegrityError, match="row group 0"):
+        list(feed_of(toy).epoch(0))
+
+
+def test_more_ranks_than_lanes_are_refused(write_toy):
+    with pytest.raises(SettingError, match=r"training.lanes is 8: 9 ranks"):
+        feed_of(write_toy(), rank=0, ranks=9)

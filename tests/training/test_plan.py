@@ -1,0 +1,119 @@
+"""The order of rows: every property for any table, batch, window, lanes and ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.feed import plan
+from training.feed.plan import Order
+
+COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=20).filter(lambda counts: sum(counts) > 0)
+ORDERS = st.builds(
+    Order, seed=st.integers(0, 2**31), batch_size=st.integers(1, 50), window=st.integers(1, 8), lanes=st.integers(1, 12)
+)
+EPOCHS = st.integers(0, 3)
+
+
+def served(counts: list[int], order: Order, epoch: int, rank: int, ranks: int) -> list[tuple[int, int, int]]:
+    """(output, row group, row) of everything that a rank serves, by reading what the plan says to read."""
+    found = []
+    for window in plan.cut_windows(counts, order, epoch):
+        share = plan.share(window, order, epoch, rank, ranks)
+        block = [(g, row) for g, first, last in plan.reads(window, share.first, share.last) for row in range(first, last)]
+        assert len(block) == share.last - share.first == len(share.rows)
+        found += [(int(output), *block[row]) for output, row in zip(share.outputs, share.rows, strict=True)]
+    return found
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6))
+def test_every_row_is_served_once_and_outputs_have_no_gap(counts, order, epoch, ranks):
+    ranks = min(ranks, order.lanes)
+    everything = [row for rank in range(ranks) for row in served(counts, order, epoch, rank, ranks)]
+    assert sorted(output for output, _, _ in everything) == list(range(sum(counts)))
+    assert sorted((g, row) for _, g, row in everything) == [(g, row) for g, n in enumerate(counts) for row in range(n)]
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(2, 6))
+def test_the_row_at_an_output_does_not_depend_on_the_number_of_ranks(counts, order, epoch, ranks):
+    ranks = min(ranks, order.lanes)
+    alone = {output: row for output, *row in served(counts, order, epoch, 0, 1)}
+    shared = {output: row for rank in range(ranks) for output, *row in served(counts, order, epoch, rank, ranks)}
+    assert shared == alone
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6))
+def test_outputs_of_a_rank_ascend_and_shares_differ_by_one_lane_at_most(counts, order, epoch, ranks):
+    ranks = min(ranks, order.lanes)
+    for window in plan.cut_windows(counts, order, epoch):
+        shares = [plan.share(window, order, epoch, rank, ranks) for rank in range(ranks)]
+        assert all((np.diff(share.outputs) > 0).all() for share in shares)
+        longest_lane = -(-window.num_rows // order.lanes)
+        sizes = [len(share.rows) for share in shares]
+        # Ranks differ by a lane, and lanes by a row.
+        assert max(sizes) - min(sizes) <= longest_lane + order.lanes // ranks + 1
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6))
+def test_row_groups_are_read_again_by_neighbours_alone(counts, order, epoch, ranks):
+    ranks = min(ranks, order.lanes)
+    windows = plan.cut_windows(counts, order, epoch)
+    num_reads = sum(
+        len(list(plan.reads(window, share.first, share.last)))
+        for window in windows
+        for share in (plan.share(window, order, epoch, rank, ranks) for rank in range(ranks))
+    )
+    # A border between two ranks cuts one row group at most: N - 1 more reads in each window.
+    assert num_reads <= sum(n > 0 for n in counts) + (ranks - 1) * len(windows)
+
+
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_steps_cover_the_rows(num_rows, batch_size):
+    steps = plan.num_steps(num_rows, batch_size)
+    sizes = [plan.rows_of_step(num_rows, batch_size, step) for step in range(steps)]
+    assert sum(sizes) == num_rows
+    assert all(size == batch_size for size in sizes[:-1])
+    assert all(size > 0 for size in sizes)
+
+
+def test_lanes_are_served_in_turn_and_the_longer_ones_first():
+    order = Order(seed=1, batch_size=4, window=1, lanes=3)
+    (window,) = plan.cut_windows([8], order, 0)
+    share = plan.share(window, order, 0)
+    assert share.outputs.tolist() == list(range(8))
+    lanes = [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [lanes[row] for row in share.rows] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_order_changes_with_the_epoch_and_the_seed():
+    def rows(seed: int, epoch: int) -> list[int]:
+        order = Order(seed=seed, batch_size=8, window=2, lanes=4)
+        return [g * 1000 + row for _, g, row in served([50, 50, 50, 50], order, epoch, 0, 1)]
+
+    assert rows(1, 0) == rows(1, 0)
+    assert rows(1, 0) != rows(1, 1)
+    assert rows(1, 0) != rows(2, 0)
+
+
+def test_rows_move_far():
+    """A lane is shuffled whole: the place of a row in its lane tells nothing of where it is served."""
+    order = Order(seed=3, batch_size=64, window=4, lanes=4)
+    (window,) = plan.cut_windows([2000] * 4, order, 0)
+    share = plan.share(window, order, 0)
+    lane_0 = share.rows[share.outputs % 4 == 0]
+    assert abs(np.corrcoef(np.arange(len(lane_0)), lane_0)[0, 1]) < 0.1
+
+
+def test_default_lanes_divide_the_batch():
+    assert [plan.default_lanes(n) for n in (1, 7, 100, 1024, 4096, 3000)] == [1, 7, 100, 1024, 1024, 1000]
+
+
+def test_more_ranks_than_lanes_are_refused():
+    with pytest.raises(ValueError, match="at least as many lanes, got 2"):
+        plan.lanes_of(0, 3, 2)

@@ -1,0 +1,77 @@
+"""What a model must beat: the train split's mean, and boosted trees on the same columns and rows."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lakering.lake import Lake
+from lakering.manifest import Manifest
+from recipes.settings import Evaluation
+from training.feed import Batch, Feed, Order
+from training.feed.plan import default_lanes
+from training.metrics import Metrics, build_metrics
+from training.models import ModelColumns
+
+#: Histogram trees take categories of at most so many values; ids beyond go in as plain ordinals.
+MAX_CATEGORIES = 255
+BATCH = 8192
+
+
+def _batches(lake: Lake, manifest: Manifest, split: str) -> Any:
+    order = Order(seed=0, batch_size=BATCH, window=16, lanes=default_lanes(BATCH))
+    return closing(Feed(lake=lake, manifest=manifest, split=split, order=order).epoch(0))
+
+
+def base_rate_metrics(lake: Lake, manifest: Manifest, split: str) -> Metrics:
+    """Predicts the train split's mean for every row."""
+    label = ModelColumns.of(manifest).label
+    metrics = build_metrics(label)
+    with _batches(lake, manifest, split) as batches:
+        for batch in batches:
+            metrics.add(np.full(batch.num_rows, label.mean), batch.label, batch.weight)
+    return metrics
+
+
+def tree_metrics(lake: Lake, manifest: Manifest, settings: Evaluation, seed: int) -> tuple[Metrics, dict[str, Any]]:
+    """scikit-learn's HistGradientBoosting, trained on the train split (on its first ``max_tree_rows`` rows in shuffled
+    order, if it has more), with early stopping on a tenth of it; and how it was made, for the summary."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    label = ModelColumns.of(manifest).label
+    sizes = [int(c.num_ids or 0) for c in manifest.id_columns]
+    categorical = [False] * len(manifest.float_columns) + [0 < n <= MAX_CATEGORIES for n in sizes]
+    columns, target, weight = _train_rows(lake, manifest, settings.max_tree_rows)
+    kind = HistGradientBoostingClassifier if label.kind == "binary" else HistGradientBoostingRegressor
+    trees = kind(max_iter=300, early_stopping="auto", random_state=seed, categorical_features=np.array(categorical))
+    trees.fit(columns, target, sample_weight=weight)
+    metrics = build_metrics(label)
+    with _batches(lake, manifest, settings.split) as batches:
+        for batch in batches:
+            rows = _columns(batch)
+            predictions = trees.predict_proba(rows)[:, 1] if label.kind == "binary" else trees.predict(rows)
+            metrics.add(predictions, batch.label, batch.weight)
+    ordinals = [c.name for c, n in zip(manifest.id_columns, sizes, strict=True) if n > MAX_CATEGORIES]
+    facts = {"trees": int(trees.n_iter_), "trained_on_rows": len(target), "ids_as_categories": sum(categorical),
+             "ids_as_ordinals": ordinals}  # fmt: skip
+    return metrics, facts
+
+
+def _train_rows(lake: Lake, manifest: Manifest, limit: int) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray | None]:
+    parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray | None]] = []
+    rows = 0
+    with _batches(lake, manifest, "train") as batches:
+        for batch in batches:
+            parts.append((_columns(batch), batch.label, batch.weight))
+            rows += batch.num_rows
+            if rows >= limit:
+                break
+    weight = None if manifest.weight is None else np.concatenate([w for _, _, w in parts if w is not None])[:limit]
+    return np.concatenate([x for x, _, _ in parts])[:limit], np.concatenate([y for _, y, _ in parts])[:limit], weight
+
+
+def _columns(batch: Batch) -> npt.NDArray[np.float32]:
+    return np.concatenate([batch.floats, batch.ids.astype(np.float32)], axis=1)

@@ -1,0 +1,147 @@
+"""The ranks of a training, and what they do together. One rank needs no Horovod and imports none."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lakering import errors
+from lakering.errors import LakeringError, TrainingError
+
+T = TypeVar("T")
+#: Seconds until a rank that keeps the others waiting is named, and until that ends the run.
+STALL_WARNING, STALL_SHUTDOWN = "60", "600"
+
+
+class World:
+    """One rank: every collective gives back what it was given."""
+
+    rank, size, local_rank, local_size = 0, 1, 0, 1
+
+    def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """The sums over all ranks of tensors of one type, as one grouped allreduce, for use inside a ``tf.function``."""
+        return list(tensors)
+
+    def sum(self, values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+        """The sum over all ranks of an array, in float64."""
+        return np.asarray(values, np.float64)
+
+    def gather(self, text: str, name: str) -> list[str]:
+        """Every rank's text, in the order of ranks."""
+        return [text]
+
+    def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
+        """Rank 0's array; shape and type are the same on all ranks."""
+        return value
+
+    def close(self) -> None:
+        """Leaves the ranks."""
+
+    def barrier(self, name: str) -> None:
+        """Returns when every rank is here."""
+        self.gather("", name)
+
+    def together(self, name: str, work: Callable[[], T]) -> T:
+        """Does some work on every rank, and raises on all of them when it fails on one, so that none waits for it."""
+        result, failure = _attempt(work)
+        self.raise_together(name, failure)
+        return result  # type: ignore[return-value]
+
+    def from_first(self, name: str, work: Callable[[], Any]) -> Any:
+        """Does some work on rank 0 alone, and gives its JSON-like result, or its error, to all ranks."""
+        result, failure = _attempt(work) if self.rank == 0 else (None, None)
+        text = self.gather(_to_json(failure, self.rank) if failure else json.dumps({"result": result}), name)[0]
+        found = json.loads(text)
+        if failure:
+            raise failure
+        if "kind" in found:
+            raise _from_json(found)
+        return found["result"]
+
+    def raise_together(self, name: str, failure: Exception | None) -> None:
+        """Raises the first rank's failure, if any rank has one, on all ranks."""
+        texts = self.gather(_to_json(failure, self.rank) if failure else "", name)
+        if failure:
+            raise failure
+        for text in filter(None, texts):
+            raise _from_json(json.loads(text))
+
+    def agree(self, facts: dict[str, str]) -> None:
+        """Raises TrainingError, naming what differs and where, unless all ranks hold the same facts."""
+        everyone = [json.loads(text) for text in self.gather(json.dumps(facts, sort_keys=True), "agree")]
+        for rank, theirs in enumerate(everyone):
+            for name in everyone[0]:
+                if theirs.get(name) != everyone[0][name]:
+                    raise TrainingError(
+                        f"ranks disagree on {name}: rank 0 has {everyone[0][name]}, rank {rank} has {theirs.get(name)}",
+                        next_step="start all ranks with the same recipe, code and lake",
+                    )
+
+
+class HorovodWorld(World):
+    """The ranks that ``horovodrun`` or Spark started; made inside each of them."""
+
+    def __init__(self) -> None:
+        # A stalled rank waits for ever by default (TRAPS Horovod 5). Read when Horovod starts, so set before it.
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", STALL_WARNING)
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", STALL_SHUTDOWN)
+        import horovod.tensorflow as hvd
+
+        hvd.init()
+        self._hvd = hvd
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+
+    def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
+
+    def sum(self, values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+        import tensorflow as tf
+
+        array = np.asarray(values, np.float64)
+        flat = tf.constant(array.reshape(-1), tf.float64)
+        return self._hvd.allreduce(flat, op=self._hvd.Sum, name=name).numpy().reshape(array.shape)
+
+    def gather(self, text: str, name: str) -> list[str]:
+        import tensorflow as tf
+
+        content = text.encode()
+        lengths = self._hvd.allgather(tf.constant([len(content)], tf.int64), name=f"{name}.lengths").numpy()
+        joined = self._hvd.allgather(tf.constant(np.frombuffer(content, np.uint8)), name=f"{name}.texts").numpy().tobytes()
+        ends = np.cumsum(lengths)
+        return [joined[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)]
+
+    def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
+        import tensorflow as tf
+
+        return self._hvd.broadcast(tf.constant(value), root_rank=0, name=name).numpy()
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _to_json(failure: Exception, rank: int) -> str:
+    if isinstance(failure, LakeringError):
+        facts = {"kind": type(failure).__name__, "message": failure.message, "next": failure.next_step}
+    else:
+        facts = {"kind": "TrainingError", "message": f"rank {rank}: {''.join(traceback.format_exception(failure))}"}
+    return json.dumps(facts)
+
+
+def _from_json(facts: dict[str, Any]) -> LakeringError:
+    kind = getattr(errors, facts["kind"], LakeringError)
+    error: LakeringError = kind(facts["message"], next_step=facts.get("next"))
+    return error

@@ -1,0 +1,45 @@
+"""A trained model on storage: weights as plain arrays, and a JSON of what is needed to score with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lakering.errors import StageError
+from lakering.lake import RUNS, Lake
+from training.checkpoint import Arrays, read_arrays, write_arrays
+from training.loop import set_weights
+from training.models import Model, ModelColumns, build_model
+
+FOLDER, JSON, WEIGHTS = "model", "model.json", "weights.npz"
+
+
+def write_model(lake: Lake, run: tuple[str, ...], model: Model, weights: Arrays, *, section: dict[str, Any],
+                snapshot: str, seed: int, precision: str) -> None:  # fmt: skip
+    """Writes ``model/weights.npz`` and, last, ``model/model.json``."""
+    files = {WEIGHTS: write_arrays(lake, weights, *run, FOLDER, WEIGHTS)}
+    facts = {"model": section, "columns": model.columns.to_json(), "precision": precision, "seed": seed,
+             "snapshot": snapshot, "files": files}  # fmt: skip
+    lake.storage.write_json(facts, *run, FOLDER, JSON)
+
+
+def newest_run(lake: Lake, recipe: str, run_id: str | None = None) -> str:
+    """The asked run, or the newest that has a model. Raises StageError, with the command to run first, without one."""
+    chosen = run_id or lake.newest(RUNS, recipe, marker=f"{FOLDER}/{JSON}")
+    if chosen is None or not lake.storage.exists(*lake.run(recipe, chosen), FOLDER, JSON):
+        which = f"run {run_id!r} of recipe '{recipe}' with a trained model" if run_id else f"trained model of recipe '{recipe}'"
+        raise StageError(
+            f"no {which} in {lake.storage.root}",
+            next_step=f"spark-submit --properties-file spark-defaults.conf training/jobs/train.py --recipe recipes/{recipe}.yaml",
+        )
+    return chosen
+
+
+def read_model(lake: Lake, run: tuple[str, ...]) -> tuple[Model, dict[str, Any]]:
+    """The model of a complete run, ready to score, and the facts that stand beside it. Raises IntegrityError when its
+    weights are not those that were written."""
+    facts: dict[str, Any] = lake.storage.read_json(*run, FOLDER, JSON)
+    weights = read_arrays(lake, facts["files"][WEIGHTS], *run, FOLDER, WEIGHTS)
+    columns = ModelColumns.from_json(facts["columns"])
+    model = build_model(facts["model"], columns, seed=facts["seed"], precision=facts["precision"])
+    set_weights(model, weights)
+    return model, facts

@@ -1,0 +1,272 @@
+"""Batches of a snapshot's split for one rank: one thread reads and packs ahead, the caller takes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lakering.errors import IntegrityError, SettingError
+from lakering.lake import Lake
+from lakering.manifest import Manifest
+from training.feed import plan
+from training.feed.plan import Order, Share, Window
+from training.feed.reader import REBUILD, RowGroup, read_row_groups
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of one global batch (possibly none), in output order. ``output`` is a row's index in the
+    global batch, ``global_rows`` the number of rows that all ranks have together."""
+
+    step: int
+    floats: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int32]
+    label: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32] | None
+    row_id: npt.NDArray[np.int64]
+    output: npt.NDArray[np.int64]
+    global_rows: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.label)
+
+
+@dataclass
+class FeedStatistics:
+    """What a feed did: rows handed out, row groups read, seconds that the caller waited for input and that were spent
+    in the feed's generator altogether (from first to last batch, the caller's own work included)."""
+
+    rows: int = 0
+    row_groups: int = 0
+    waited: float = 0.0
+    elapsed: float = 0.0
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        return self.waited / self.elapsed if self.elapsed else 0.0
+
+
+@dataclass
+class _Block:
+    """A rank's share of a window, packed row by row (a batch is then one gather), and its order."""
+
+    share: Share
+    floats: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int32]
+    label: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32] | None
+    row_id: npt.NDArray[np.int64]
+
+
+@dataclass(kw_only=True)
+class Feed:
+    """The batches of one split, for rank ``rank`` of ``ranks``. At most two blocks (a window / ranks each) are held."""
+
+    lake: Lake
+    manifest: Manifest
+    split: str
+    order: Order
+    rank: int = 0
+    ranks: int = 1
+    statistics: FeedStatistics = field(default_factory=FeedStatistics)
+
+    def __post_init__(self) -> None:
+        if self.ranks > self.order.lanes:
+            raise SettingError(f"training.lanes is {self.order.lanes}: {self.ranks} ranks need at least as many lanes")
+        groups = self.manifest.split(self.split)
+        folder = self.lake.storage.path(self.manifest.table)
+        self._paths = groups["path"].cast(pa.string()).to_pylist()
+        self._folder = folder
+        self._indices = groups["row_group"].to_pylist()
+        self._counts = groups["num_rows"].to_numpy()
+        self._id_limits = np.array([c.num_ids or np.iinfo(np.int32).max for c in self.manifest.id_columns], np.int64)
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._counts.sum())
+
+    @property
+    def num_steps(self) -> int:
+        return plan.num_steps(self.num_rows, self.order.batch_size)
+
+    @property
+    def columns(self) -> list[str]:
+        manifest = self.manifest
+        extra = [manifest.label, manifest.row_id] + ([manifest.weight] if manifest.weight else [])
+        return list(dict.fromkeys([*manifest.float_columns, *(c.name for c in manifest.id_columns), *extra]))
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
+        """This rank's part of every global batch from ``start_step`` on, the same number of them on every rank.
+
+        Closing the iterator (``contextlib.closing``) ends and joins its thread; so do its end and its errors. An
+        exception of the thread, such as IntegrityError for a file that was cut, is raised here."""
+        windows = plan.cut_windows(self._counts, self.order, epoch)
+        first_output = start_step * self.order.batch_size
+        wanted = [w for w in windows if w.first_output + w.num_rows > first_output]
+        started = time.perf_counter()
+        with closing(_ReadAhead(self, wanted, epoch)) as blocks:
+            try:
+                yield from self._batches(blocks, start_step)
+            finally:
+                self.statistics.elapsed += time.perf_counter() - started
+
+    def _batches(self, blocks: _ReadAhead, start_step: int) -> Generator[Batch]:
+        block: _Block | None = None
+        size = self.order.batch_size
+        for step in range(start_step, self.num_steps):
+            first, last = step * size, min((step + 1) * size, self.num_rows)
+            parts, output = [], first
+            while output < last:
+                if block is None or output >= blocks.served_to:
+                    block = None  # dropped before the next is asked for: two are held at most
+                    block = blocks.next()
+                    continue
+                parts.append(_take(block, output, last))
+                output = min(last, blocks.served_to)
+            rows = _joined(parts)
+            batch = Batch(step, *rows[:-1], rows.output - first, last - first)
+            self.statistics.rows += batch.num_rows
+            yield batch
+
+    def read_block(self, window: Window, epoch: int) -> _Block:
+        """Reads and packs this rank's share of a window."""
+        share = plan.share(window, self.order, epoch, self.rank, self.ranks)
+        wanted = list(plan.reads(window, share.first, share.last))
+        asked = [RowGroup(f"{self._folder}/{self._paths[g]}", self._indices[g], int(self._counts[g])) for g, _, _ in wanted]
+        block = self._empty_block(share)
+        done = 0
+        with closing(read_row_groups(self.lake.storage.filesystem, asked, self.columns)) as tables:
+            for (_, first, last), row_group, table in zip(wanted, asked, tables, strict=True):
+                self._pack(block, done, table.slice(first, last - first), row_group)
+                done += last - first
+                self.statistics.row_groups += 1
+        if done != share.last - share.first:
+            raise IntegrityError(f"window {window.index} of epoch {epoch}: {done:,} of {share.last - share.first:,} rows")
+        return block
+
+    def _empty_block(self, share: Share) -> _Block:
+        rows = share.last - share.first
+        manifest = self.manifest
+        return _Block(
+            share,
+            np.empty((rows, len(manifest.float_columns)), np.float32),
+            np.empty((rows, len(manifest.id_columns)), np.int32),
+            np.empty(rows, np.float32),
+            np.empty(rows, np.float32) if manifest.weight else None,
+            np.empty(rows, np.int64),
+        )
+
+    def _pack(self, block: _Block, at: int, table: pa.Table, source: RowGroup) -> None:
+        rows = slice(at, at + table.num_rows)
+        manifest = self.manifest
+        for j, name in enumerate(manifest.float_columns):
+            block.floats[rows, j] = _values(table, name, source)
+        for j, column in enumerate(manifest.id_columns):
+            values = _values(table, column.name, source)
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self._id_limits[j]:
+                raise IntegrityError(
+                    f"{source}: {column.name} holds ids from {values.min()} to {values.max()}, "
+                    f"the manifest says [0, {self._id_limits[j]})",
+                    next_step=REBUILD,
+                )
+            block.ids[rows, j] = values
+        block.label[rows] = _values(table, manifest.label, source)
+        block.row_id[rows] = _values(table, manifest.row_id, source)
+        if block.weight is not None and manifest.weight:
+            block.weight[rows] = _values(table, manifest.weight, source)
+
+
+def _values(table: pa.Table, name: str, source: RowGroup) -> npt.NDArray:
+    column = table.column(name)
+    if column.null_count:
+        # Read on, a null int64 would silently become a number (TRAPS Petastorm 3).
+        raise IntegrityError(f"{source}: {name} holds {column.null_count:,} nulls, an example table has none", next_step=REBUILD)
+    return column.to_numpy()
+
+
+class _Rows(NamedTuple):
+    floats: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int32]
+    label: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32] | None
+    row_id: npt.NDArray[np.int64]
+    output: npt.NDArray[np.int64]
+
+
+def _take(block: _Block, first: int, last: int) -> _Rows:
+    """The block's rows with outputs [first, last)."""
+    low, high = np.searchsorted(block.share.outputs, (first, last))
+    rows = block.share.rows[low:high]
+    return _Rows(
+        np.take(block.floats, rows, axis=0),
+        np.take(block.ids, rows, axis=0),
+        np.take(block.label, rows),
+        None if block.weight is None else np.take(block.weight, rows),
+        np.take(block.row_id, rows),
+        block.share.outputs[low:high],
+    )
+
+
+def _joined(parts: list[_Rows]) -> _Rows:
+    """A batch may straddle windows, so it may come from several blocks."""
+    if len(parts) == 1:
+        return parts[0]
+    return _Rows(*(None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+class _ReadAhead:
+    """Blocks of the given windows, in order, read by a thread that is one block ahead of its consumer."""
+
+    def __init__(self, feed: Feed, windows: list[Window], epoch: int) -> None:
+        self._feed, self._windows, self._epoch = feed, windows, epoch
+        self._ready: queue.Queue[tuple[_Block, int] | BaseException] = queue.Queue()
+        self._room = threading.Semaphore(2)
+        self._stopped = threading.Event()
+        self._given = 0
+        self.served_to = 0
+        self._thread = threading.Thread(target=self._read, name="lakering-feed", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for window in self._windows:
+                self._room.acquire()
+                if self._stopped.is_set():
+                    return
+                block = self._feed.read_block(window, self._epoch)
+                self._ready.put((block, window.first_output + window.num_rows))
+                del block
+        except BaseException as error:
+            self._ready.put(error)
+
+    def next(self) -> _Block:
+        """The next window's block. The one before must have been dropped. ``served_to`` tells where its outputs end."""
+        if self._given:
+            self._room.release()
+        self._given += 1
+        started = time.perf_counter()
+        found = self._ready.get()
+        self._feed.statistics.waited += time.perf_counter() - started
+        if isinstance(found, BaseException):
+            raise found
+        block, self.served_to = found
+        return block
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._room.release()
+        self._thread.join()

@@ -1,0 +1,1 @@
+"""Thin entry points for ``spark-submit``, ``horovodrun`` and plain Python."""

@@ -1,0 +1,34 @@
+"""Evaluates a trained model on the hold-out, beside two baselines, and writes the report.
+
+spark-submit --properties-file spark-defaults.conf training/jobs/evaluate.py --recipe recipes/flights.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lakering.jobs import job_parser, read_recipe_of, run_job
+from lakering.summary import Summary
+from training.distributed import launch, only_first_speaks
+from training.evaluate import evaluate_request
+from training.summaries import add_evaluation
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = job_parser("Evaluates a trained model on the hold-out split and writes a report.")
+    flags.add_argument("--ranks", type=int, metavar="N", help="under spark-submit: how many ranks, one a task slot")
+    flags.add_argument("--run", metavar="ID", help="the run to evaluate (default: the newest that is complete)")
+    flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
+    return flags
+
+
+def main(args: argparse.Namespace, summary: Summary) -> None:
+    request = evaluate_request(read_recipe_of(args), run=args.run)
+    result = launch("training.evaluate:evaluate", request, args.ranks, args.network_interface)
+    if "report" in result:
+        add_evaluation(summary, result)
+
+
+if __name__ == "__main__":
+    run_job(main, parser(), only_first_speaks(sys.argv[1:]))

@@ -1,0 +1,36 @@
+"""Trains the recipe's model on its newest snapshot.
+
+spark-submit --properties-file spark-defaults.conf training/jobs/train.py --recipe recipes/flights.yaml --ranks 2
+horovodrun -np 2 python training/jobs/train.py --recipe recipes/flights.yaml
+python training/jobs/train.py --recipe recipes/flights.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from lakering.jobs import job_parser, read_recipe_of, run_job
+from lakering.summary import Summary
+from training.distributed import launch, only_first_speaks
+from training.summaries import add_training
+from training.train import train_request
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = job_parser("Trains the recipe's model on a snapshot; goes on with a run that was broken off.")
+    flags.add_argument("--ranks", type=int, metavar="N", help="under spark-submit: how many ranks, one a task slot")
+    flags.add_argument("--snapshot", metavar="ID", help="the snapshot to train on (default: the newest)")
+    flags.add_argument("--new", action="store_true", help="train again, though a run of the same inputs is complete")
+    flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
+    return flags
+
+
+def main(args: argparse.Namespace, summary: Summary) -> None:
+    request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new)
+    result = launch("training.train:train", request, args.ranks, args.network_interface)
+    add_training(summary, result)
+
+
+if __name__ == "__main__":
+    run_job(main, parser(), only_first_speaks(sys.argv[1:]))

@@ -1,0 +1,207 @@
+"""The one training loop, the same for every model, launch mode and number of ranks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from lakering.errors import TrainingError
+from lakering.lake import Lake
+from recipes.settings import Training
+from training.checkpoint import Arrays, Checkpoint, hash_arrays, write_checkpoint
+from training.distributed import World
+from training.feed import Batch, Feed
+from training.metrics import build_metrics
+from training.models import Model
+from training.optimizers import Optimizer, name_of
+from training.schedules import learning_rate
+from training.step import Predictor, Step
+from training.steplog import StepLog, plain
+
+log = logging.getLogger("training")
+
+
+@dataclass
+class Progress:
+    """Where a training stands: the next step to do, and the validation figures of the epochs done."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    last_loss: float = math.nan
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """Trains ``model`` on ``feed`` from ``progress`` on; rank 0 writes checkpoints and the log of steps into ``run``.
+
+    ``made_from`` is what a checkpoint tells of its origin: snapshot, recipe sections, code version."""
+
+    world: World
+    lake: Lake
+    run: tuple[str, ...]
+    model: Model
+    settings: Training
+    feed: Feed
+    validation: Feed | None
+    made_from: dict[str, Any]
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.optimizer = Optimizer(self.settings, self.model.variables)
+        self.seconds = 0.0
+        self.steps_done = 0
+
+    def weights(self) -> Arrays:
+        return {name_of(variable): variable.numpy() for variable in self.model.variables}
+
+    def slots(self) -> Arrays:
+        return {name: variable.numpy() for name, variable in self.optimizer.slots.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes up weights, optimizer state and position. The checkpoint must be of the same model."""
+        for variable in self.model.variables:
+            variable.assign(checkpoint.weights[name_of(variable)])
+        for name, variable in self.optimizer.slots.items():
+            variable.assign(checkpoint.optimizer[name])
+        facts = checkpoint.facts
+        self.progress = Progress(facts["epoch"], facts["step"], facts["global_step"], facts["epochs"])
+
+    def validate_agreement(self, **facts: str) -> None:
+        """Raises TrainingError unless all ranks hold the same weights, optimizer state, position and other facts."""
+        at = f"epoch {self.progress.epoch}, step {self.progress.step}"
+        self.world.agree({**facts, "position": at, "weights": hash_arrays(self.weights(), self.slots())})
+
+    def train(self) -> None:
+        """Runs to the last step of the last epoch.
+
+        Raises TrainingError when a loss is not finite, with the newest checkpoint from before it left in place."""
+        self.steps = StepLog(self.lake, self.run, self.progress.global_step)
+        if self.world.rank == 0:
+            self.steps.drop_after()
+        step = Step(self.model, self.optimizer, self.world, self.settings.seed)
+        predictor = Predictor(self.model)
+        total = self.settings.epochs * self.feed.num_steps
+        hidden = self.world.rank != 0 or not sys.stderr.isatty()
+        with tqdm(total=total, initial=self.progress.global_step, unit="step", disable=hidden) as bar:
+            while self.progress.epoch < self.settings.epochs:
+                self._train_epoch(step, total, bar)
+                self._end_epoch(predictor)
+
+    def _train_epoch(self, step: Step, total: int, bar: Any) -> None:
+        progress = self.progress
+        started = time.perf_counter()
+        with closing(_guarded(self.feed.epoch(progress.epoch, progress.step))) as batches:
+            for found in batches:
+                batch, failure = (found, None) if isinstance(found, Batch) else (None, found)
+                rate = learning_rate(self.settings, progress.global_step, total)
+                result = step(batch, progress.global_step, rate)
+                if result.failed_ranks:
+                    self.world.raise_together("feed", failure)
+                if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+                    raise self._not_finite(result.loss, result.gradient_norm)
+                self._log_step(result.loss, rate, batch.global_rows if batch is not None else 0)
+                progress.step += 1
+                progress.global_step += 1
+                progress.last_loss = result.loss
+                self.steps_done += 1
+                bar.update()
+                bar.set_postfix(epoch=progress.epoch, loss=f"{result.loss:.4f}", refresh=False)
+                if progress.global_step % self.settings.checkpoint_every == 0 and progress.step < self.feed.num_steps:
+                    self.save()
+        self.seconds += time.perf_counter() - started
+
+    def _end_epoch(self, predictor: Predictor) -> None:
+        figures = self.validate(predictor)
+        self.progress.epochs.append({"epoch": self.progress.epoch, "train_loss": self.progress.last_loss, **figures})
+        log.info("epoch done", extra={"facts": {"epoch": self.progress.epoch, **figures}})
+        self.progress.epoch += 1
+        self.progress.step = 0
+        self.save()
+        self.validate_agreement()
+
+    def validate(self, predictor: Predictor) -> dict[str, float]:
+        """The metrics of the validation split, over all ranks; empty without such a split."""
+        if self.validation is None:
+            return {}
+        metrics = evaluate(self.world, self.validation, self.model, predictor)
+        return {f"validation_{name}": value for name, value in metrics.figures().items()}
+
+    def save(self) -> None:
+        """Writes the log of steps, then a checkpoint; on rank 0, with its error raised on all."""
+        progress = self.progress
+        facts = {"epoch": progress.epoch, "step": progress.step, "global_step": progress.global_step,
+                 "epochs": plain(progress.epochs), **self.made_from}  # fmt: skip
+
+        def write() -> str:
+            self.steps.flush()
+            checkpoint = Checkpoint(self.weights(), self.slots(), facts)
+            return write_checkpoint(self.lake, self.run, checkpoint, keep=self.settings.keep_checkpoints)
+
+        self.world.from_first("checkpoint", write)
+
+    def _log_step(self, loss: float, rate: float, rows: int) -> None:
+        if self.world.rank == 0:
+            at = self.progress
+            facts = {"global_step": at.global_step, "epoch": at.epoch, "step": at.step, "loss": loss, "rows": rows,
+                     "learning_rate": rate}  # fmt: skip
+            self.steps.add(**facts)
+            log.info("step", extra={"facts": facts})
+
+    def _not_finite(self, loss: float, norm: float) -> TrainingError:
+        at = self.progress
+        return TrainingError(
+            f"epoch {at.epoch}, step {at.step}: the loss is {loss} and the gradient's norm {norm}",
+            next_step="look for values that are not finite in the example table, or lower training.learning_rate; "
+            "the newest checkpoint is from before this step",
+        )
+
+
+def evaluate(world: World, feed: Feed, model: Model, predictor: Predictor) -> Any:
+    """The metrics of a split over all ranks; rows are independent, so their order does not matter."""
+    metrics = build_metrics(model.columns.label)
+
+    def read() -> None:
+        with closing(feed.epoch(0)) as batches:
+            for batch in batches:
+                if batch.num_rows:
+                    metrics.add(predictor(batch), batch.label, batch.weight)
+
+    world.together("evaluate", read)
+    metrics.state = world.sum(metrics.state, "metrics")
+    return metrics
+
+
+def _guarded(batches: Generator[Batch]) -> Generator[Batch | Exception]:
+    """The batches, and in place of one that cannot be had its error: the step tells it to the other ranks."""
+    with closing(batches):
+        try:
+            yield from batches
+        except Exception as error:
+            yield error
+
+
+def set_weights(model: Model, weights: Arrays) -> None:
+    """Sets a model's variables by name. Raises TrainingError when the names or shapes are of another model."""
+    for variable in model.variables:
+        stored = weights.get(name_of(variable))
+        if stored is None or stored.shape != tuple(variable.shape):
+            raise TrainingError(f"weights hold no {name_of(variable)} of shape {tuple(variable.shape)}")
+        variable.assign(stored)
+
+
+def broadcast_weights(world: World, variables: list[tf.Variable]) -> None:
+    """Gives all ranks rank 0's values."""
+    for i, variable in enumerate(variables):
+        variable.assign(np.asarray(world.broadcast(variable.numpy(), f"broadcast.{i}")))

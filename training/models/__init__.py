@@ -1,0 +1,32 @@
+"""The models that a recipe can name: each a file with its typed settings. Any of them trains under the one loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lakering.errors import SettingError, nearest
+from recipes.recipe import Recipe
+from training.models.base import Model, ModelColumns
+from training.models.wide_and_deep import WideAndDeep, WideAndDeepSettings
+
+MODELS: dict[str, tuple[type[Any], type[Model]]] = {"wide_and_deep": (WideAndDeepSettings, WideAndDeep)}
+
+__all__ = ["MODELS", "Model", "ModelColumns", "build_model", "read_model_section"]
+
+
+def read_model_section(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's ``model`` section, defaults filled in. Raises SettingError with file, line and nearest name."""
+    name = recipe.model().name
+    if name not in MODELS:
+        raise recipe.document.error(("model", "name"), f"no model is named {name!r}{nearest(name, MODELS)}")
+    settings = recipe.document.validate(MODELS[name][0], ("model",))
+    section: dict[str, Any] = settings.model_dump(mode="json")
+    return section
+
+
+def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, precision: str = "float32") -> Model:
+    """The model that a section of a recipe names, its variables set from the seed alone."""
+    if section["name"] not in MODELS:
+        raise SettingError(f"no model is named {section['name']!r}{nearest(section['name'], MODELS)}")
+    settings, model = MODELS[section["name"]]
+    return model(settings.model_validate(section), columns, seed=seed, precision=precision)

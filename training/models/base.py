@@ -1,0 +1,120 @@
+"""What every model is given, and what the loop asks of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from lakering.errors import IntegrityError
+from lakering.manifest import Manifest
+from training.models.dropout import Dropout
+
+QUANTILE = re.compile(r"[qp]_?(\d+(?:[._]\d+)?)")
+
+
+@dataclass(frozen=True)
+class FloatColumn:
+    """A float column and what was learnt of it on the train split. ``edges`` ascend strictly, from min to max."""
+
+    name: str
+    mean: float
+    std: float
+    edges: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class IdColumn:
+    """Ids in [0, num_ids)."""
+
+    name: str
+    num_ids: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """``mean`` and ``std`` are the train split's: a base rate, or what a regression's label is normalised by."""
+
+    name: str
+    kind: Literal["binary", "regression"]
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class ModelColumns:
+    """The columns of a batch, in order. JSON-like, and stored with the model: a scorer needs no manifest."""
+
+    floats: tuple[FloatColumn, ...]
+    ids: tuple[IdColumn, ...]
+    label: Label
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ModelColumns:
+        floats = tuple(_float_column(name, manifest.statistics.get(name)) for name in manifest.float_columns)
+        ids = tuple(IdColumn(c.name, int(c.num_ids or 0)) for c in manifest.id_columns)
+        facts = manifest.statistics.get(manifest.label)
+        if facts is None:
+            raise IntegrityError(f"snapshot {manifest.id} holds no statistics of its label {manifest.label}")
+        return cls(floats, ids, Label(manifest.label, manifest.label_kind, facts["mean"], facts["std"] or 1.0))
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> ModelColumns:
+        floats = tuple(FloatColumn(**{**c, "edges": tuple(c["edges"])}) for c in facts["floats"])
+        return cls(floats, tuple(IdColumn(**c) for c in facts["ids"]), Label(**facts["label"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _float_column(name: str, facts: dict[str, float] | None) -> FloatColumn:
+    if facts is None:
+        raise IntegrityError(f"the snapshot holds no statistics of {name}")
+    if not facts["count"]:
+        return FloatColumn(name, 0.0, 1.0, (0.0,))
+    quantiles = [value for key, value in facts.items() if QUANTILE.fullmatch(key)]
+    if not quantiles:
+        spread = [facts["mean"] + facts["std"] * z for z in (-2, -1, -0.5, 0, 0.5, 1, 2)]
+        quantiles = [min(max(value, facts["min"]), facts["max"]) for value in spread]
+    edges = np.unique(np.array([facts["min"], *quantiles, facts["max"]], np.float32))
+    return FloatColumn(name, facts["mean"], facts["std"] or 1.0, tuple(float(edge) for edge in edges))
+
+
+class Model:
+    """A model: variables in a fixed order with unique names, and scores for rows.
+
+    A score is the log-odds of a binary label; of a regression's label, its distance from the mean in deviations. Rows are
+    independent of each other (no normalisation over a batch), so that ranks may share a batch in any way."""
+
+    columns: ModelColumns
+
+    def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def variables(self) -> Sequence[tf.Variable]:
+        raise NotImplementedError
+
+    def scores(self, floats: tf.Tensor, ids: tf.Tensor, dropout: Dropout | None = None) -> tf.Tensor:
+        """[rows, floats] and [rows, ids] -> [rows]. ``dropout`` is None outside training."""
+        raise NotImplementedError
+
+    def losses(self, scores: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        """Loss of each row: log loss, or the squared error in deviations."""
+        label = tf.cast(label, scores.dtype)
+        if self.columns.label.kind == "binary":
+            return tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=scores)
+        mean, std = self.columns.label.mean, self.columns.label.std
+        return tf.square(scores - (label - tf.cast(mean, scores.dtype)) / tf.cast(std, scores.dtype))
+
+    def predictions(self, scores: npt.NDArray) -> npt.NDArray[np.float64]:
+        """Probabilities, or values in the label's own unit."""
+        scores = np.asarray(scores, np.float64)
+        if self.columns.label.kind == "binary":
+            return 1 / (1 + np.exp(-scores))
+        return self.columns.label.mean + self.columns.label.std * scores

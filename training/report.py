@@ -1,0 +1,154 @@
+"""One HTML page that needs nothing beside it: plots as inlined PNGs, tables of figures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lakering.lake import Lake
+from training.metrics import BinaryMetrics, Metrics, RegressionMetrics
+from training.models.base import Label
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th { padding: .2rem .8rem; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f5f5f5 }
+img { max-width: 100% } .bad { color: #b00020; font-weight: 600 } .plots { display: flex; flex-wrap: wrap }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a report shows."""
+
+    result: dict[str, Any]
+    label: Label
+    contestants: dict[str, Metrics]
+    ranges: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def write_report(lake: Lake, findings: Findings, *parts: str) -> None:
+    """Writes the page to a path in the lake."""
+    lake.storage.write(render(findings).encode(), *parts)
+
+
+def render(findings: Findings) -> str:
+    result = findings.result
+    plots = [("Training loss", _loss_plot(findings.steps)), *_quality_plots(findings)]
+    figures = result["figures"].items()
+    rows = [{"": name, **{k: v for k, v in facts.items() if not isinstance(v, list)}} for name, facts in figures]
+    verdicts = "".join(
+        f'<p class="{"bad" if "WORSE" in text else ""}">{html.escape(name.replace("_", " "))}: {html.escape(text)}</p>'
+        for name, text in result["verdict"].items()
+    )
+    ordinals = result["figures"].get("boosted trees", {}).get("ids_as_ordinals") or []
+    note = f"<p>Boosted trees were given these ids as plain ordinals: {html.escape(', '.join(ordinals))}.</p>" if ordinals else ""
+    images = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{png}"></figure>' for name, png in plots)
+    title = f"{findings.label.name}: run {result['run']}"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>{STYLE}</style></head><body>
+<h1>{html.escape(title)}</h1>
+<p>Snapshot {html.escape(result["snapshot"])}, {html.escape(result["split"])} split,
+model {html.escape(findings.facts["model"]["name"])}.</p>
+<h2>On the hold-out</h2>{_table(rows)}{verdicts}{note}
+<h2>Plots</h2><div class="plots">{images}</div>
+<h2>Feature ranges</h2>{_table(findings.ranges)}
+<h2>Model</h2>{_table([{"setting": k, "value": str(v)} for k, v in findings.facts["model"].items()])}
+</body></html>
+"""
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(_text(row.get(name)))}</td>" for name in names) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _png(figure: Figure) -> str:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _axes(title: str, across: str, up: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.2, 4), dpi=90, layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=across, ylabel=up)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _loss_plot(steps: list[dict[str, Any]]) -> str:
+    figure, axes = _axes("Training loss", "step", "mean loss of the global batch")
+    at = np.array([step["global_step"] for step in steps])
+    loss = np.array([np.nan if step["loss"] is None else step["loss"] for step in steps], float)
+    axes.plot(at, loss, lw=0.6, alpha=0.5, label="each step")
+    span = max(1, len(loss) // 50)
+    if len(loss) > 2 * span:
+        axes.plot(at[span - 1 :], np.convolve(loss, np.ones(span) / span, "valid"), label=f"mean of {span}")
+    axes.legend()
+    return _png(figure)
+
+
+def _quality_plots(findings: Findings) -> list[tuple[str, str]]:
+    if findings.label.kind == "binary":
+        named = {name: m for name, m in findings.contestants.items() if isinstance(m, BinaryMetrics)}
+        return [("ROC", _roc_plot(named)), ("Calibration", _calibration_plot(named))]
+    model = findings.contestants["model"]
+    assert isinstance(model, RegressionMetrics)
+    return [("Predicted and actual", _actual_plot(model)), ("Residuals", _residual_plot(model))]
+
+
+def _roc_plot(named: dict[str, BinaryMetrics]) -> str:
+    figure, axes = _axes("ROC", "false positive rate", "true positive rate")
+    for name, metrics in named.items():
+        axes.plot(*metrics.roc(), label=f"{name} ({metrics.auc():.4f})")
+    axes.legend(loc="lower right")
+    return _png(figure)
+
+
+def _calibration_plot(named: dict[str, BinaryMetrics]) -> str:
+    figure, axes = _axes("Calibration", "mean prediction", "share of positives")
+    most = 0.0
+    for name, metrics in named.items():
+        groups = np.array(metrics.calibration()).reshape(-1, 3)
+        axes.plot(groups[:, 0], groups[:, 1], "o-", ms=3, label=name)
+        most = max(most, groups[:, :2].max(initial=0.0))
+    axes.plot([0, most], [0, most], "k:", lw=1)
+    axes.legend()
+    return _png(figure)
+
+
+def _actual_plot(metrics: RegressionMetrics) -> str:
+    figure, axes = _axes("Predicted and actual", "predicted", "actual")
+    counts = np.ma.masked_equal(metrics.predicted_and_actual.T, 0)
+    image = axes.pcolormesh(metrics.edges, metrics.edges, counts, cmap="viridis")
+    figure.colorbar(image, label="weight")
+    axes.plot(metrics.edges[[0, -1]], metrics.edges[[0, -1]], "r:", lw=1)
+    return _png(figure)
+
+
+def _residual_plot(metrics: RegressionMetrics) -> str:
+    figure, axes = _axes("Residuals", "predicted - actual (outer bars: and beyond)", "weight")
+    axes.stairs(metrics.residuals, metrics.residual_edges, fill=True, alpha=0.7)
+    return _png(figure)

@@ -1,0 +1,106 @@
+"""One step as a compiled function: gradients of the local rows, one grouped allreduce, one update."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from training.distributed import World
+from training.feed import Batch
+from training.models import Model
+from training.models.dropout import Dropout, row_keys
+from training.optimizers import Optimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of the whole global batch: mean loss, norm of the gradient, and how many ranks could not read their part."""
+
+    loss: float
+    gradient_norm: float
+    failed_ranks: int
+
+
+class Step:
+    """Gradients are sums over rows, allreduced as sums in the order of the model's variables, and divided by the sum of
+    weights of all rows: the result is the mean over the global batch whatever share of it a rank has, none too."""
+
+    def __init__(self, model: Model, optimizer: Optimizer, world: World, seed: int) -> None:
+        self._optimizer, self._seed = optimizer, seed
+        self._columns = model.columns
+        variables = model.variables
+
+        # A free number of rows: the short last batch does not retrace.
+        @tf.function(input_signature=[*_signature(model), tf.TensorSpec([3], tf.float64), tf.TensorSpec([], tf.float32)])
+        def run(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor,
+                rates: tf.Tensor, failed: tf.Tensor) -> tf.Tensor:  # fmt: skip
+            with tf.GradientTape() as tape:
+                losses = model.losses(model.scores(floats, ids, Dropout(keys)), label)
+                weights = tf.cast(weight, losses.dtype)
+                total = tf.reduce_sum(losses * weights)
+            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables, unconnected_gradients="zero")]
+            facts = tf.stack([total, tf.reduce_sum(weights), tf.cast(failed, total.dtype)])
+            *gradients, facts = world.sum_tensors([*gradients, facts], "step")
+            gradients = [g / facts[1] for g in gradients]
+            norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
+            optimizer.apply(gradients, rates)
+            return tf.stack([facts[0] / facts[1], norm, facts[2]])
+
+        self._run = run
+
+    def __call__(self, batch: Batch | None, global_step: int, learning_rate: float) -> StepResult:
+        """One step with this rank's part of the batch; ``None`` tells the others that it could not be read."""
+        shown = batch if batch is not None else empty_batch(len(self._columns.floats), len(self._columns.ids))
+        rates = self._optimizer.rates(learning_rate, global_step)
+        keys = row_keys(shown.row_id, self._seed, global_step)
+        failed = np.float32(0 if batch is not None else 1)
+        loss, norm, failures = self._run(*_inputs(shown), keys, rates, failed).numpy()
+        return StepResult(float(loss), float(norm), round(float(failures)))
+
+
+class Predictor:
+    """A model's scores of a batch."""
+
+    def __init__(self, model: Model) -> None:
+        @tf.function(input_signature=_signature(model)[:2])
+        def run(floats: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+            return model.scores(floats, ids)
+
+        self._run, self._model = run, model
+
+    def __call__(self, batch: Batch) -> npt.NDArray[np.float64]:
+        """Probabilities, or values in the label's unit, of the batch's rows."""
+        return self._model.predictions(self._run(batch.floats, batch.ids).numpy())
+
+
+def _signature(model: Model) -> list[tf.TensorSpec]:
+    floats, ids = len(model.columns.floats), len(model.columns.ids)
+    return [tf.TensorSpec([None, floats], tf.float32), tf.TensorSpec([None, ids], tf.int32),
+            tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]  # fmt: skip
+
+
+def _inputs(batch: Batch) -> tuple[npt.NDArray, ...]:
+    weight = batch.weight if batch.weight is not None else np.ones(batch.num_rows, np.float32)
+    return batch.floats, batch.ids, batch.label, weight
+
+
+def empty_batch(num_floats: int, num_ids: int) -> Batch:
+    """A rank's part of a batch of which it has no row."""
+    none = np.empty(0, np.float32)
+    index = np.empty(0, np.int64)
+    return Batch(0, np.empty((0, num_floats), np.float32), np.empty((0, num_ids), np.int32), none, None, index, index, 0)
+
+
+def set_threads(world: World) -> None:
+    """Shares the machine's cores among the ranks on it. Does nothing once TensorFlow has started."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // world.local_size)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+    except RuntimeError:
+        pass

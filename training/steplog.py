@@ -1,0 +1,60 @@
+"""What every step did, as JSON lines in the run's folder.
+
+Lines are written in segments, each just before the checkpoint that completes it, so that a run which was killed and
+resumed has every step once: ``steps/0000000000.jsonl`` holds the steps from global step 0 to the next segment's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from lakering.lake import Lake
+
+FOLDER = "steps"
+
+
+class StepLog:
+    """Collects lines; ``flush`` writes those since the last flush as one segment. One rank alone writes."""
+
+    def __init__(self, lake: Lake, run: tuple[str, ...], global_step: int) -> None:
+        self._lake, self._run = lake, run
+        self._first = global_step
+        self._lines: list[dict[str, Any]] = []
+
+    def drop_after(self) -> None:
+        """Removes what a killed run wrote beyond the checkpoint that is resumed."""
+        for name in self._lake.storage.list(*self._run, FOLDER):
+            if int(name.removesuffix(".jsonl")) >= self._first:
+                self._lake.storage.delete(*self._run, FOLDER, name)
+
+    def add(self, **facts: Any) -> None:
+        self._lines.append(facts)
+
+    def flush(self) -> None:
+        if not self._lines:
+            return
+        text = "".join(json.dumps(plain(line)) + "\n" for line in self._lines)
+        self._lake.storage.write(text.encode(), *self._run, FOLDER, f"{self._first:010d}.jsonl")
+        self._first += len(self._lines)
+        self._lines = []
+
+
+def read_steps(lake: Lake, run: tuple[str, ...]) -> list[dict[str, Any]]:
+    """All logged steps of a run, in order."""
+    lines: list[dict[str, Any]] = []
+    for name in lake.storage.list(*run, FOLDER):
+        lines += [json.loads(line) for line in lake.storage.read(*run, FOLDER, name).decode().splitlines()]
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,30 @@
+"""What the jobs of this room tell when they are done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lakering.summary import Summary
+
+
+def add_training(summary: Summary, result: dict[str, Any]) -> None:
+    """The facts of a training, or of the complete run that was found in its place."""
+    record = result["record"]
+    inputs, counts, timings = record["inputs"], record["counts"], record["timings"]
+    summary.add("run", id=result["run"], made=result["made"] or "no: a run of the same inputs is complete (--new trains again)",
+                snapshot=inputs["snapshot"], code=inputs["code"], launch=result["launch"], ranks=record["ranks"])  # fmt: skip
+    if result["notes"]:
+        summary.add("run", warnings=result["notes"])
+    summary.add("training", model=inputs["model"]["name"], parameters=counts["parameters"], rows=counts["rows"],
+                steps=record["steps"], resumed_at=record["resumed_at"], rows_per_second=timings["rows_per_second"],
+                seconds=timings["seconds"], waiting_for_input_share=timings["waiting_for_input_share"])  # fmt: skip
+    summary.add("last epoch", **record["metrics"]["final"])
+
+
+def add_evaluation(summary: Summary, result: dict[str, Any]) -> None:
+    """The model's figures beside the baselines', and where the report lies."""
+    summary.add("run", id=result["run"], snapshot=result["snapshot"], split=result["split"], launch=result["launch"])
+    for name, figures in result["figures"].items():
+        summary.add(name, **figures)
+    summary.add("verdict", **result["verdict"])
+    summary.add("report", file=result["report"])

@@ -1,0 +1,153 @@
+"""A training from its request to its record; called on every rank (``training.distributed.launch``)."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import tensorflow as tf
+
+from lakering import __version__
+from lakering.errors import InputError
+from lakering.lake import RUNS, Lake
+from lakering.manifest import Manifest, read_manifest, validate_files
+from lakering.names import code_version, fingerprint
+from lakering.record import read_record, write_record
+from lakering.storage import Storage, StorageSettings
+from recipes import Recipe
+from recipes.settings import Training
+from training.checkpoint import Checkpoint, newest_checkpoint
+from training.distributed import World
+from training.export import write_model
+from training.feed import Feed, Order
+from training.feed.plan import default_lanes
+from training.loop import Loop, broadcast_weights
+from training.models import ModelColumns, build_model, read_model_section
+from training.step import set_threads
+from training.steplog import plain
+
+Request = dict[str, Any]
+COMPLETE = "complete"
+
+
+def lake_request(recipe: Recipe) -> Request:
+    """What a rank needs to find the lake; plain values, since a rank may be on a machine without the recipe's file."""
+    storage = recipe.lake.storage
+    return {"recipe": recipe.name, "lake": storage.root, "storage": asdict(storage.settings)}
+
+
+def lake_of(request: Request) -> Lake:
+    return Lake(Storage(request["lake"], StorageSettings(**request["storage"])))
+
+
+def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False) -> Request:
+    """What ``train`` takes. Raises SettingError when the recipe names no model, or a wrong one."""
+    model = read_model_section(recipe)
+    training = recipe.section("training")["training"]
+    return {**lake_request(recipe), "model": model, "training": training, "snapshot": snapshot, "new": new}
+
+
+def train(world: World, request: Request) -> dict[str, Any]:
+    """Trains, or goes on with the run of the same snapshot, recipe and code; a complete one is only reported.
+
+    Returns ``run``, ``made`` and the run's ``record``. Raises StageError without a snapshot, IntegrityError when its
+    files are gone, TrainingError when ranks disagree or a loss is not finite."""
+    lake, settings = lake_of(request), Training.model_validate(request["training"])
+    set_threads(world)
+    manifest = _snapshot(world, lake, request)
+    code = code_version("training", "lakering", "recipes")
+    made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
+    chosen = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from)))
+    run_id: str = chosen["run"]
+    if chosen["complete"]:
+        return {"run": run_id, "made": False, "record": read_record(lake, request["recipe"], run_id), "notes": []}
+    started = time.time()
+    loop = _loop(world, lake, request, manifest, settings, run_id, made_from)
+    checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
+    _say(world, notes)
+    _begin(world, loop, checkpoint, made_from)
+    resumed_at = loop.progress.global_step
+    world.from_first("record", lambda: write_record(
+        lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
+    loop.train()
+    record = world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started))
+    return {"run": run_id, "made": True, "record": record, "notes": notes}
+
+
+def _snapshot(world: World, lake: Lake, request: Request) -> Manifest:
+    """The asked snapshot, or the newest one; its files are looked at before anything else is done."""
+
+    def choose() -> str:
+        manifest = read_manifest(lake, request["recipe"], request["snapshot"])
+        validate_files(lake, manifest)
+        if not manifest.num_rows.get("train"):
+            raise InputError(f"snapshot {manifest.id} has no rows to train on; it has {manifest.num_rows or 'none'}")
+        return manifest.id
+
+    snapshot = world.from_first("snapshot", choose)
+    return world.together("manifest", lambda: read_manifest(lake, request["recipe"], snapshot))
+
+
+def _choose_run(lake: Lake, request: Request, base: str) -> dict[str, Any]:
+    """The newest run of this fingerprint, or with ``--new`` the next: BASE, BASE-2, BASE-3, ..."""
+    numbers = [1] if base in (known := lake.storage.list(RUNS, request["recipe"])) else []
+    numbers += [int(name[len(base) + 1 :]) for name in known if name.startswith(f"{base}-") and name[len(base) + 1 :].isdigit()]
+    number = max(numbers, default=0) + 1 if request["new"] or not numbers else max(numbers)
+    run = base if number == 1 else f"{base}-{number}"
+    record = read_record(lake, request["recipe"], run)
+    return {"run": run, "complete": bool(record) and record["status"] == COMPLETE if record else False}
+
+
+def _loop(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
+          made_from: dict[str, Any]) -> Loop:  # fmt: skip
+    order = Order(seed=settings.seed, batch_size=settings.global_batch_size, window=settings.window,
+                  lanes=settings.lanes or default_lanes(settings.global_batch_size))  # fmt: skip
+
+    def feed(split: str) -> Feed:
+        return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=world.rank, ranks=world.size)
+
+    model = build_model(request["model"], ModelColumns.of(manifest), seed=settings.seed, precision=settings.precision)
+    validation = feed("validation") if manifest.num_rows.get("validation") else None
+    return Loop(world=world, lake=lake, run=lake.run(request["recipe"], run_id), model=model, settings=settings,
+                feed=feed("train"), validation=validation, made_from=made_from)  # fmt: skip
+
+
+def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: dict[str, Any]) -> None:
+    """Sets every rank to the same start, and proves it before the first step."""
+    if checkpoint is not None:
+        loop.restore(checkpoint)
+    broadcast_weights(world, list(loop.model.variables))
+    recipe = fingerprint({"model": made_from["model"], "training": made_from["training"]})
+    loop.validate_agreement(recipe=recipe, code=made_from["code"], snapshot=made_from["snapshot"])
+
+
+def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, Any]) -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "lakering": __version__}
+    rows = {"rows": manifest.num_rows, "steps_per_epoch": loop.feed.num_steps,
+            "parameters": int(sum(variable.shape.num_elements() for variable in loop.model.variables))}  # fmt: skip
+    order = asdict(loop.feed.order)
+    return {"inputs": {**made_from, "build": manifest.build, "version": manifest.version}, "ranks": world.size,
+            "versions": versions, "counts": rows, "order": order}  # fmt: skip
+
+
+def _finish(loop: Loop, request: Request, manifest: Manifest, run_id: str, resumed_at: int, started: float) -> dict[str, Any]:
+    """Exports the model, then completes the record."""
+    settings = loop.settings
+    write_model(loop.lake, loop.run, loop.model, loop.weights(), section=request["model"], snapshot=manifest.id,
+                seed=settings.seed, precision=settings.precision)  # fmt: skip
+    statistics = loop.feed.statistics
+    timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1),
+               "rows_per_second": statistics.rows * loop.world.size / loop.seconds if loop.seconds else None,
+               "waiting_for_input_share": statistics.waiting_share}  # fmt: skip
+    metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1]}
+    return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),
+                        steps=loop.progress.global_step, resumed_at=resumed_at)  # fmt: skip
+
+
+def _say(world: World, notes: list[str]) -> None:
+    if world.rank == 0:
+        for note in notes:
+            print(f"warning: {note}", file=sys.stderr, flush=True)

@@ -1,0 +1,103 @@
+"""Storage, the lake's layout and the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from lakering.errors import IntegrityError, SettingError, StageError
+from lakering.lake import Lake
+from lakering.manifest import ROW_GROUP_SCHEMA, Column, Manifest, read_manifest, validate_files
+from lakering.storage import Storage, StorageSettings
+
+
+def manifest(rows: int = 10) -> Manifest:
+    groups = pa.table({"split": ["train", "train", "test"], "path": ["a", "a", "b"], "file_bytes": [3, 3, 4],
+                       "row_group": [0, 1, 0], "num_rows": [rows, 5, 2]}, schema=ROW_GROUP_SCHEMA)  # fmt: skip
+    return Manifest(recipe="trips", build="b1", table="examples/trips/b1/table", version=0, columns=(Column("fare", "float"), Column("zone", "id", 7)),
+                    label="label", label_kind="binary", weight=None, statistics={"fare": {"mean": 1.5}}, contracts={"trips": "1"},
+                    row_groups=groups)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("root", "local", "uri"),
+    [("/a/b", True, "file:/a/b/c"), ("file:///a/b%20c/", True, "file:/a/b c/c"), ("file:/a", True, "file:/a/c"),
+     ("s3://bucket/lake/", False, "s3a://bucket/lake/c"), ("s3a://bucket", False, "s3a://bucket/c"), ("hdfs://nn/lake", False, "hdfs://nn/lake/c")],
+)  # fmt: skip
+def test_one_root_is_named_alike_for_spark(root, local, uri):
+    storage = Storage(root)
+    assert (storage.is_local, storage.uri("c")) == (local, uri)
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(SettingError, match="scheme 'ftp' is not known"):
+        Storage("ftp://host/lake")
+
+
+def test_one_mapping_of_settings_serves_spark_and_pyarrow():
+    settings = StorageSettings(endpoint="http://127.0.0.1:9000", region="eu-west-1", path_style=True)
+    assert settings.for_spark() == {
+        "spark.hadoop.fs.s3a.endpoint": "http://127.0.0.1:9000",
+        "spark.hadoop.fs.s3a.connection.ssl.enabled": "false",
+        "spark.hadoop.fs.s3a.endpoint.region": "eu-west-1",
+        "spark.hadoop.fs.s3a.path.style.access": "true",
+    }
+    assert settings.for_pyarrow() == {"endpoint_override": "127.0.0.1:9000", "scheme": "http", "region": "eu-west-1"}
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path))
+    storage.write(b"old", "file")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        storage.write(b"new", "file")
+    assert (storage.read("file"), storage.list()) == (b"old", ["file"])
+
+
+def test_a_manifest_is_read_back_as_it_was_written(tmp_path):
+    lake, written = Lake(Storage(str(tmp_path))), manifest()
+    name = written.write(lake)
+    found = read_manifest(lake, "trips")
+    assert found.id == name
+    assert found.num_rows == {"train": 15, "test": 2}
+    assert found.split("test").to_pylist() == [{"split": "test", "path": "b", "file_bytes": 4, "row_group": 0, "num_rows": 2}]
+    assert (found.columns, found.statistics) == (written.columns, written.statistics)
+
+
+def test_a_missing_snapshot_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(StageError, match=r"(?s)no snapshot of recipe 'trips'.*etl/jobs/snapshot\.py"):
+        read_manifest(Lake(Storage(str(tmp_path))), "trips")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "row_groups.parquet"])
+def test_a_changed_manifest_is_refused(tmp_path, file):
+    lake = Lake(Storage(str(tmp_path)))
+    path = tmp_path / "/".join(lake.snapshot("trips", manifest().write(lake))) / file
+    if file.endswith("json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 3}))
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError):
+        read_manifest(lake, "trips")
+
+
+def test_files_that_are_gone_or_changed_are_named(tmp_path):
+    lake, written = Lake(Storage(str(tmp_path))), manifest()
+    folder = tmp_path / written.table
+    folder.mkdir(parents=True)
+    (folder / "a").write_bytes(b"abc")
+    (folder / "b").write_bytes(b"abcd")
+    validate_files(lake, written)
+    (folder / "b").write_bytes(b"abcde")
+    (folder / "a").unlink()
+    with pytest.raises(IntegrityError, match=r"version 0\): 2 of 2 files are gone or changed, first .*/a"):
+        validate_files(lake, written)
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", "", ".hidden", "a b"])
+def test_identifiers_that_could_leave_their_folder_are_refused(tmp_path, name):
+    with pytest.raises(SettingError, match="is not an identifier"):
+        Lake(Storage(str(tmp_path))).run("trips", name)

@@ -110,8 +110,7 @@ def build_wheel(python: Path, key: str, *, progress: Progress, stop: threading.E
     :raises BuildError: with the log's path and its end.
     """
     cache = cache_folder()
-    for left in cache.glob("building-*"):  # of a build that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    remove_builds()
     log = cache / "logs" / f"{key}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="building-", dir=cache))
@@ -180,5 +179,11 @@ def publish_wheel(built: Path, key: str) -> Path:
     final = cache_folder() / "wheels" / key / built.name
     final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(built, final)
-    shutil.rmtree(built.parents[1], ignore_errors=True)
+    remove_builds()
     return final
+
+
+def remove_builds() -> None:
+    """Removes build folders, a killed build's too. Set-up holds the cache's lock, so none of them is at work."""
+    for left in cache_folder().glob("building-*"):
+        shutil.rmtree(left, ignore_errors=True)

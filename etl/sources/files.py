@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from pyarrow import fs
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -22,8 +22,6 @@ WILDCARDS = re.compile(r"[*?\[]")
 HIDDEN = (".", "_")
 MAX_HEADER_BYTES = 1 << 20
 BOM = "\ufeff"
-#: What Java's URI leaves as it is in a path.
-SAFE = "/!$&'()*+,;=:@~-._"
 
 
 @dataclass(frozen=True)
@@ -143,13 +141,13 @@ def read_lines(spark: SparkSession, files: list[SourceFile], contract_version: s
         )
     )
     blocks = lines.groupBy("path", "block").agg(F.min("id").alias("first"), F.count("*").alias("num_lines")).collect()
-    by_path = {_as_spark_names(file.uri): file for file in files}
-    rows, before = [], dict.fromkeys(by_path, 0)
+    by_uri = {file.uri: file for file in files}
+    rows, before = [], dict.fromkeys(by_uri, 0)
     for block in sorted(blocks, key=lambda row: (row["path"], row["block"])):
-        file = by_path[block["path"]]
-        rows.append((block["path"], block["block"], block["first"] - before[block["path"]] - 1,
-                     file.identity(contract_version), file.modified))  # fmt: skip
-        before[block["path"]] += block["num_lines"]
+        file = by_uri[unquote(block["path"])]  # file_path is percent-encoded, but for letters beyond ASCII
+        offset = block["first"] - before[file.uri] - 1
+        rows.append((block["path"], block["block"], offset, file.identity(contract_version), file.modified))
+        before[file.uri] += block["num_lines"]
     schema = "path string, block long, offset long, _source string, _modified long"
     starts = spark.createDataFrame(rows, schema)
     return lines.join(F.broadcast(starts), ["path", "block"]).select(
@@ -163,12 +161,6 @@ def read_lines(spark: SparkSession, files: list[SourceFile], contract_version: s
 def _escape_glob(uri: str) -> str:
     """A path that Spark is to take literally."""
     return re.sub(r"([*?\[\]{}\\])", r"\\\1", uri)
-
-
-def _as_spark_names(uri: str) -> str:
-    """A file's URI as ``_metadata.file_path`` holds it: percent-encoded."""
-    scheme, _, rest = uri.partition(":")
-    return f"{scheme}:{quote(rest, safe=SAFE)}"
 
 
 def _storage(file: SourceFile, settings: StorageSettings | None) -> Storage:

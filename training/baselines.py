@@ -38,16 +38,22 @@ def base_rate_metrics(lake: Lake, manifest: Manifest, split: str) -> Metrics:
 
 def tree_metrics(lake: Lake, manifest: Manifest, settings: Evaluation, seed: int) -> tuple[Metrics, dict[str, Any]]:
     """scikit-learn's HistGradientBoosting, trained on the train split (on its first ``max_tree_rows`` rows in shuffled
-    order, if it has more), with early stopping on a tenth of it; and how it was made, for the summary."""
+    order, if it has more) until the validation split gets no better; and how it was made, for the summary.
+
+    Stopping on a part of train instead lets trees learn its period by heart: 0.734 AUC in place of 0.761 on flights."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     label = ModelColumns.of(manifest).label
     sizes = [int(c.num_ids or 0) for c in manifest.id_columns]
     categorical = [False] * len(manifest.float_columns) + [0 < n <= MAX_CATEGORIES for n in sizes]
-    columns, target, weight = _train_rows(lake, manifest, settings.max_tree_rows)
+    columns, target, weight = _rows(lake, manifest, "train", settings.max_tree_rows)
     kind = HistGradientBoostingClassifier if label.kind == "binary" else HistGradientBoostingRegressor
-    trees = kind(max_iter=300, early_stopping="auto", random_state=seed, categorical_features=np.array(categorical))
-    trees.fit(columns, target, sample_weight=weight)
+    trees = kind(max_iter=300, early_stopping=True, random_state=seed, categorical_features=np.array(categorical))
+    held_out: dict[str, Any] = {}
+    if manifest.num_rows.get("validation") and settings.split != "validation":
+        names = ("X_val", "y_val", "sample_weight_val")
+        held_out = dict(zip(names, _rows(lake, manifest, "validation", settings.max_tree_rows), strict=True))
+    trees.fit(columns, target, sample_weight=weight, **held_out)
     metrics = build_metrics(label)
     with _batches(lake, manifest, settings.split) as batches:
         for batch in batches:
@@ -55,15 +61,17 @@ def tree_metrics(lake: Lake, manifest: Manifest, settings: Evaluation, seed: int
             predictions = trees.predict_proba(rows)[:, 1] if label.kind == "binary" else trees.predict(rows)
             metrics.add(predictions, batch.label, batch.weight)
     ordinals = [c.name for c, n in zip(manifest.id_columns, sizes, strict=True) if n > MAX_CATEGORIES]
-    facts = {"trees": int(trees.n_iter_), "trained_on_rows": len(target), "ids_as_categories": sum(categorical),
+    facts = {"trees": int(trees.n_iter_), "trained_on_rows": len(target), "stopped_on": "validation" if held_out else "train",
+             "ids_as_categories": sum(categorical),
              "ids_as_ordinals": ordinals}  # fmt: skip
     return metrics, facts
 
 
-def _train_rows(lake: Lake, manifest: Manifest, limit: int) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray | None]:
+def _rows(lake: Lake, manifest: Manifest, split: str, limit: int) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray | None]:
+    """Columns, label and weight of a split's first rows in shuffled order."""
     parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray | None]] = []
     rows = 0
-    with _batches(lake, manifest, "train") as batches:
+    with _batches(lake, manifest, split) as batches:
         for batch in batches:
             parts.append((_columns(batch), batch.label, batch.weight))
             rows += batch.num_rows

@@ -94,7 +94,8 @@ class Loop:
         predictor = Predictor(self.model)
         total = self.settings.epochs * self.feed.num_steps
         hidden = self.world.rank != 0 or not sys.stderr.isatty()
-        with tqdm(total=total, initial=self.progress.global_step, unit="step", disable=hidden) as bar:
+        bar = tqdm(total=total, initial=self.progress.global_step, unit="step", disable=hidden)
+        with bar, self.world.watch():
             while self.progress.epoch < self.settings.epochs:
                 self._train_epoch(step, total, bar)
                 self._end_epoch(predictor)

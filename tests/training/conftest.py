@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -56,44 +56,62 @@ class Toy:
 
 @pytest.fixture
 def write_toy(tmp_path: Path) -> Callable[..., Toy]:
-    """Writes a lake with a table of known rows: ``sizes`` are the row groups' rows of each file of each split."""
+    """Writes a toy into a folder of its own; see ``write_toy_into``."""
 
-    def write(
-        sizes: dict[str, list[list[int]]] | None = None, *, kind: str = "binary", weight: bool = False, seed: int = 5
-    ) -> Toy:
-        sizes = sizes or {"train": [[130, 70], [90, 110, 50], [200]], "validation": [[150]], "test": [[120, 180]]}
+    def write(sizes: dict[str, list[list[int]]] | None = None, **options: Any) -> Toy:
         folder = tmp_path / f"toy-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        (folder / "toy.yaml").write_text(RECIPE.format(kind=kind))
-        lake = Lake(Storage(str(folder / "lake")))
-        random = np.random.default_rng(seed)
-        rows: dict[str, dict[str, np.ndarray]] = {}
-        groups: list[dict[str, Any]] = []
-        next_id = 0
-        for split, files in sizes.items():
-            parts = []
-            for number, counts in enumerate(files):
-                columns = toy_rows(random, sum(counts), next_id, kind, weight)
-                next_id += sum(counts)
-                parts.append(columns)
-                path = folder / "lake" / "examples" / "toy" / "b1" / "table" / f"{split}-{number}.parquet"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_row_groups(path, columns, counts)
-                groups += [
-                    {"split": split, "path": path.name, "file_bytes": path.stat().st_size, "row_group": i, "num_rows": n}
-                    for i, n in enumerate(counts)
-                ]
-            rows[split] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        manifest = Manifest(
-            recipe="toy", build="b1", table="examples/toy/b1/table", version=None,
-            columns=(Column("x0", "float"), Column("x1", "float"), Column("a", "id", 6), Column("b", "id", 300)),
-            label="y", label_kind=kind, weight="w" if weight else None,
-            statistics={name: statistics_of(rows["train"][name]) for name in ("x0", "x1", "y")},
-            contracts={"toy": "1.0.0"}, row_groups=pa.Table.from_pylist(groups, schema=ROW_GROUP_SCHEMA))  # fmt: skip
-        manifest.write(lake)
-        return Toy(folder, lake, manifest, rows)
+        return write_toy_into(folder, sizes, **options)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def toy_writer() -> Callable[..., Toy]:
+    return write_toy_into
+
+
+def write_toy_into(
+    folder: Path,
+    sizes: dict[str, list[list[int]]] | None = None,
+    *,
+    kind: Literal["binary", "regression"] = "binary",
+    weight: bool = False,
+    nan_in_train_row: int | None = None,
+) -> Toy:
+    """Writes a lake with a table of known rows: ``sizes`` are the row groups' rows of each file of each split."""
+    sizes = sizes or {"train": [[130, 70], [90, 110, 50], [200]], "validation": [[150]], "test": [[120, 180]]}
+    (folder / "toy.yaml").write_text(RECIPE.format(kind=kind))
+    lake = Lake(Storage(str(folder / "lake")))
+    random = np.random.default_rng(5)
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    groups: list[dict[str, Any]] = []
+    next_id = 0
+    for split, files in sizes.items():
+        parts = []
+        for number, counts in enumerate(files):
+            columns = toy_rows(random, sum(counts), next_id, kind, weight)
+            next_id += sum(counts)
+            if split == "train" and number == 0 and nan_in_train_row is not None:
+                columns["x0"][nan_in_train_row] = np.nan
+            parts.append(columns)
+            path = folder / "lake" / "examples" / "toy" / "b1" / "table" / f"{split}-{number}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_row_groups(path, columns, counts)
+            groups += [
+                {"split": split, "path": path.name, "file_bytes": path.stat().st_size, "row_group": i, "num_rows": n}
+                for i, n in enumerate(counts)
+            ]
+        rows[split] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    learnt = rows["train" if "train" in rows else "test"]
+    manifest = Manifest(
+        recipe="toy", build="b1", table="examples/toy/b1/table", version=None,
+        columns=(Column("x0", "float"), Column("x1", "float"), Column("a", "id", 6), Column("b", "id", 300)),
+        label="y", label_kind=kind, weight="w" if weight else None,
+        statistics={name: statistics_of(learnt[name]) for name in ("x0", "x1", "y")},
+        contracts={"toy": "1.0.0"}, row_groups=pa.Table.from_pylist(groups, schema=ROW_GROUP_SCHEMA))  # fmt: skip
+    manifest.write(lake)
+    return Toy(folder, lake, manifest, rows)
 
 
 def toy_rows(random: np.random.Generator, rows: int, first_id: int, kind: str, weight: bool) -> dict[str, np.ndarray]:
@@ -118,6 +136,7 @@ def write_row_groups(path: Path, columns: dict[str, np.ndarray], counts: list[in
 
 
 def statistics_of(values: np.ndarray) -> dict[str, float]:
+    values = values[np.isfinite(values)]
     quantiles = {f"q{q:02d}": float(np.quantile(values, q / 100)) for q in (1, 5, 25, 50, 75, 95, 99)}
     return {"count": float(len(values)), "mean": float(values.mean()), "std": float(values.std()),
             "min": float(values.min()), "max": float(values.max()), **quantiles}  # fmt: skip
@@ -141,6 +160,11 @@ def job_command(job: str, *flags: str | Path, ranks: int = 1) -> list[str]:
         launcher = str(Path(sys.executable).with_name("horovodrun"))
         command = [launcher, "-np", str(ranks), "--network-interface", "lo", *command]
     return command
+
+
+@pytest.fixture(scope="session", name="job_environment")
+def job_environment_fixture() -> dict[str, str]:
+    return job_environment()
 
 
 def job_environment() -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,6 +40,10 @@ class World:
     def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
         """Rank 0's array; shape and type are the same on all ranks."""
         return value
+
+    def watch(self) -> AbstractContextManager[None]:
+        """Inside, a step that fails because another rank is gone raises TrainingError."""
+        return nullcontext()
 
     def close(self) -> None:
         """Leaves the ranks."""
@@ -105,22 +110,36 @@ class HorovodWorld(World):
         import tensorflow as tf
 
         array = np.asarray(values, np.float64)
-        flat = tf.constant(array.reshape(-1), tf.float64)
-        return self._hvd.allreduce(flat, op=self._hvd.Sum, name=name).numpy().reshape(array.shape)
+        with self.watch():
+            flat = tf.constant(array.reshape(-1), tf.float64)
+            return self._hvd.allreduce(flat, op=self._hvd.Sum, name=name).numpy().reshape(array.shape)
 
     def gather(self, text: str, name: str) -> list[str]:
         import tensorflow as tf
 
-        content = text.encode()
-        lengths = self._hvd.allgather(tf.constant([len(content)], tf.int64), name=f"{name}.lengths").numpy()
-        joined = self._hvd.allgather(tf.constant(np.frombuffer(content, np.uint8)), name=f"{name}.texts").numpy().tobytes()
+        content = np.frombuffer(text.encode(), np.uint8)
+        with self.watch():
+            lengths = self._hvd.allgather(tf.constant([len(content)], tf.int64), name=f"{name}.lengths").numpy()
+            joined = self._hvd.allgather(tf.constant(content), name=f"{name}.texts").numpy().tobytes()
         ends = np.cumsum(lengths)
         return [joined[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)]
 
     def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
         import tensorflow as tf
 
-        return self._hvd.broadcast(tf.constant(value), root_rank=0, name=name).numpy()
+        with self.watch():
+            return self._hvd.broadcast(tf.constant(value), root_rank=0, name=name).numpy()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        import tensorflow as tf
+
+        try:
+            yield
+        except tf.errors.UnknownError as error:
+            if "Horovod" not in error.message:
+                raise
+            raise TrainingError(f"rank {self.rank} lost the other ranks: one of them failed or was ended") from error
 
     def close(self) -> None:
         self._hvd.shutdown()

@@ -225,7 +225,15 @@ def _joined(parts: list[_Rows]) -> _Rows:
     """A batch may straddle windows, so it may come from several blocks."""
     if len(parts) == 1:
         return parts[0]
-    return _Rows(*(None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)))
+    weights = [part.weight for part in parts if part.weight is not None]
+    return _Rows(
+        np.concatenate([part.floats for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate(weights) if weights else None,
+        np.concatenate([part.row_id for part in parts]),
+        np.concatenate([part.output for part in parts]),
+    )
 
 
 class _ReadAhead:

@@ -1,0 +1,100 @@
+"""Two real ranks under horovodrun: the same training as on one, and errors that reach all of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lakering.errors import SettingError
+from recipes import read_recipe
+from training.distributed import World, launch
+from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
+from training.evaluate import evaluate, evaluate_request
+from training.steplog import read_steps
+from training.train import lake_of, train, train_request
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory, toy_writer, job_environment):
+    """What each rank of ``two_ranks.py`` saw, and the toy that they trained on."""
+    toy = toy_writer(tmp_path_factory.mktemp("two"))
+    script = Path(__file__).with_name("two_ranks.py")
+    command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--network-interface", "lo",
+               sys.executable, str(script), str(toy.recipe), str(toy.folder)]  # fmt: skip
+    done = subprocess.run(command, env=job_environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return toy, [json.loads((toy.folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_collectives(seen):
+    for rank in seen[1]:
+        assert rank["size"] == 2
+        assert rank["gather"] == ["rank 0", "rank 1rank 1"]
+        assert rank["broadcast"] == [5]
+        assert rank["sum"] == [[0.2, 1.0]]
+
+
+def test_disagreement_and_failures_reach_every_rank(seen):
+    for rank in seen[1]:
+        assert rank["agree"] == "TrainingError: ranks disagree on recipe: rank 0 has r0, rank 1 has r1"
+        assert rank["together"] == "IntegrityError: file x is cut"
+        assert "ranks disagree on" in rank["other recipe"]
+        assert rank["broken feed"] == "IntegrityError: train-1.parquet, row group 0 cannot be read"
+    assert "No such file" in seen[1][1]["from_first"]
+
+
+def test_two_ranks_have_the_losses_of_one(seen):
+    toy, ranks = seen
+    recipe = read_recipe(toy.recipe)
+    alone = train(World(), {**train_request(recipe), "new": True})
+    lake = lake_of(train_request(recipe))
+    ours, theirs = (read_steps(lake, lake.run("toy", run)) for run in (alone["run"], ranks[0]["run"]))
+    assert len(ours) == len(theirs) == 14
+    assert [s["rows"] for s in ours] == [s["rows"] for s in theirs] == ([100] * 6 + [50]) * 2
+    assert [s["loss"] for s in ours] == pytest.approx([s["loss"] for s in theirs], rel=1e-5)
+    assert ours[0]["loss"] != ours[1]["loss"]
+
+
+def test_two_ranks_evaluate_as_one(seen):
+    toy, ranks = seen
+    assert ranks[0]["again"] is False
+    assert ranks[1]["evaluation"] == {}
+    alone = evaluate(World(), evaluate_request(read_recipe(toy.recipe), run=ranks[0]["run"]))
+    assert alone["figures"]["model"] == pytest.approx(ranks[0]["evaluation"]["figures"]["model"], rel=1e-6)
+    assert alone["figures"]["model"]["rows"] == 300
+
+
+def test_modes(monkeypatch):
+    for name in ("HOROVOD_RANK", "HOROVOD_SIZE", "PYSPARK_GATEWAY_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert detect_mode() == "python"
+    with pytest.raises(SettingError, match="--ranks 2: plain Python is one rank") as caught:
+        launch("nowhere:at_all", {}, ranks=2)
+    assert "horovodrun -np 2" in str(caught.value)
+    with pytest.raises(SettingError, match="--ranks 0: expected 1 or more"):
+        validate_ranks("spark", 0)
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    assert detect_mode() == "spark"
+    assert validate_ranks("spark", None) == 1
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    assert detect_mode() == "horovodrun"
+    assert validate_ranks("horovodrun", None) == 2
+    with pytest.raises(SettingError, match="--ranks 3, but horovodrun started 2"):
+        validate_ranks("horovodrun", 3)
+
+
+def test_only_the_first_rank_writes_the_summary(monkeypatch, capsys):
+    arguments = ["--recipe", "r.yaml", "--summary", "s.json", "--new"]
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    assert only_first_speaks(arguments) == arguments
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", sys.stdout)
+        assert only_first_speaks(arguments) == ["--recipe", "r.yaml", "--new"]
+        print("not seen")
+    assert capsys.readouterr().out == ""

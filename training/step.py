@@ -61,6 +61,11 @@ class Step:
         loss, norm, failures = self._run(*_inputs(shown), keys, rates, failed).numpy()
         return StepResult(float(loss), float(norm), round(float(failures)))
 
+    @property
+    def num_traces(self) -> int:
+        """How often the step was compiled."""
+        return int(self._run.experimental_get_tracing_count())
+
 
 class Predictor:
     """A model's scores of a batch."""

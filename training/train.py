@@ -67,6 +67,9 @@ def train(world: World, request: Request) -> dict[str, Any]:
     started = time.time()
     loop = _loop(world, lake, request, manifest, settings, run_id, made_from)
     checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
+    if world.size > settings.window:
+        notes.append(f"{world.size} ranks share windows of {settings.window} row groups: each row group is read by "
+                     f"several ranks; raise training.window to {4 * world.size}")  # fmt: skip
     _say(world, notes)
     _begin(world, loop, checkpoint, made_from)
     resumed_at = loop.progress.global_step

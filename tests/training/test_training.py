@@ -12,9 +12,14 @@ import pytest
 from lakering.errors import InputError, IntegrityError, StageError, TrainingError
 from lakering.record import read_record
 from recipes import read_recipe
+from recipes.settings import Training
 from training.checkpoint import list_checkpoints
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request
+from training.feed import Feed, Order
+from training.models import ModelColumns, build_model
+from training.optimizers import Optimizer
+from training.step import Step
 from training.steplog import read_steps
 from training.train import train, train_request
 
@@ -67,6 +72,19 @@ def test_optimizers_and_schedules_learn(write_toy, optimizer):
     result = train_toy(toy, f"training.optimizer={optimizer}", f"training.learning_rate={rate}", "training.epochs=6",
                        "training.schedule=cosine", "training.warmup_steps=5", "training.weight_decay=0.001")  # fmt: skip
     assert np.mean(losses(toy, result["run"])[-7:]) < np.mean(losses(toy, result["run"])[:7]) - 0.05
+
+
+def test_a_short_last_batch_and_an_empty_part_do_not_retrace(write_toy):
+    toy = write_toy()
+    columns = ModelColumns.of(toy.manifest)
+    model = build_model({"name": "wide_and_deep", "hidden": [4]}, columns, seed=1)
+    step = Step(model, Optimizer(Training(), model.variables), World(), seed=1)
+    order = Order(seed=1, batch_size=200, window=2, lanes=8)
+    for batch in Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=order).epoch(0):
+        step(batch, batch.step, 0.01)
+    step(None, 4, 0.01)
+    assert batch.num_rows == 50
+    assert step.num_traces == 1
 
 
 def test_a_regression_label_and_weights(write_toy):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,9 @@ from lakering.errors import IntegrityError, SettingError
 from lakering.lake import Lake
 from lakering.manifest import Manifest
 from training.feed import plan
-from training.feed.plan import Order, Share, Window
-from training.feed.reader import REBUILD, RowGroup, read_row_groups
+from training.feed.blocks import Block, empty_block, joined, pack, take
+from training.feed.plan import Order, Window
+from training.feed.reader import RowGroup, read_row_groups
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,6 @@ class FeedStatistics:
         return self.waited / self.elapsed if self.elapsed else 0.0
 
 
-@dataclass
-class _Block:
-    """A rank's share of a window, packed row by row (a batch is then one gather), and its order."""
-
-    share: Share
-    floats: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int32]
-    label: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32] | None
-    row_id: npt.NDArray[np.int64]
-
-
 @dataclass(kw_only=True)
 class Feed:
     """The batches of one split, for rank ``rank`` of ``ranks``. At most two blocks (a window / ranks each) are held."""
@@ -93,7 +81,6 @@ class Feed:
         self._folder = folder
         self._indices = groups["row_group"].to_pylist()
         self._counts = groups["num_rows"].to_numpy()
-        self._id_limits = np.array([c.num_ids or np.iinfo(np.int32).max for c in self.manifest.id_columns], np.int64)
 
     @property
     def num_rows(self) -> int:
@@ -125,7 +112,7 @@ class Feed:
                 self.statistics.elapsed += time.perf_counter() - started
 
     def _batches(self, blocks: _ReadAhead, start_step: int) -> Generator[Batch]:
-        block: _Block | None = None
+        block: Block | None = None
         size = self.order.batch_size
         for step in range(start_step, self.num_steps):
             first, last = step * size, min((step + 1) * size, self.num_rows)
@@ -135,105 +122,28 @@ class Feed:
                     block = None  # dropped before the next is asked for: two are held at most
                     block = blocks.next()
                     continue
-                parts.append(_take(block, output, last))
+                parts.append(take(block, output, last))
                 output = min(last, blocks.served_to)
-            rows = _joined(parts)
+            rows = joined(parts)
             batch = Batch(step, *rows[:-1], rows.output - first, last - first)
             self.statistics.rows += batch.num_rows
             yield batch
 
-    def read_block(self, window: Window, epoch: int) -> _Block:
+    def read_block(self, window: Window, epoch: int) -> Block:
         """Reads and packs this rank's share of a window."""
         share = plan.share(window, self.order, epoch, self.rank, self.ranks)
         wanted = list(plan.reads(window, share.first, share.last))
         asked = [RowGroup(f"{self._folder}/{self._paths[g]}", self._indices[g], int(self._counts[g])) for g, _, _ in wanted]
-        block = self._empty_block(share)
+        block = empty_block(share, self.manifest)
         done = 0
         with closing(read_row_groups(self.lake.storage.filesystem, asked, self.columns)) as tables:
             for (_, first, last), row_group, table in zip(wanted, asked, tables, strict=True):
-                self._pack(block, done, table.slice(first, last - first), row_group)
+                pack(block, done, table.slice(first, last - first), self.manifest, row_group)
                 done += last - first
                 self.statistics.row_groups += 1
         if done != share.last - share.first:
             raise IntegrityError(f"window {window.index} of epoch {epoch}: {done:,} of {share.last - share.first:,} rows")
         return block
-
-    def _empty_block(self, share: Share) -> _Block:
-        rows = share.last - share.first
-        manifest = self.manifest
-        return _Block(
-            share,
-            np.empty((rows, len(manifest.float_columns)), np.float32),
-            np.empty((rows, len(manifest.id_columns)), np.int32),
-            np.empty(rows, np.float32),
-            np.empty(rows, np.float32) if manifest.weight else None,
-            np.empty(rows, np.int64),
-        )
-
-    def _pack(self, block: _Block, at: int, table: pa.Table, source: RowGroup) -> None:
-        rows = slice(at, at + table.num_rows)
-        manifest = self.manifest
-        for j, name in enumerate(manifest.float_columns):
-            block.floats[rows, j] = _values(table, name, source)
-        for j, column in enumerate(manifest.id_columns):
-            values = _values(table, column.name, source)
-            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self._id_limits[j]:
-                raise IntegrityError(
-                    f"{source}: {column.name} holds ids from {values.min()} to {values.max()}, "
-                    f"the manifest says [0, {self._id_limits[j]})",
-                    next_step=REBUILD,
-                )
-            block.ids[rows, j] = values
-        block.label[rows] = _values(table, manifest.label, source)
-        block.row_id[rows] = _values(table, manifest.row_id, source)
-        if block.weight is not None and manifest.weight:
-            block.weight[rows] = _values(table, manifest.weight, source)
-
-
-def _values(table: pa.Table, name: str, source: RowGroup) -> npt.NDArray:
-    column = table.column(name)
-    if column.null_count:
-        # Read on, a null int64 would silently become a number (TRAPS Petastorm 3).
-        raise IntegrityError(f"{source}: {name} holds {column.null_count:,} nulls, an example table has none", next_step=REBUILD)
-    return column.to_numpy()
-
-
-class _Rows(NamedTuple):
-    floats: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int32]
-    label: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32] | None
-    row_id: npt.NDArray[np.int64]
-    output: npt.NDArray[np.int64]
-
-
-def _take(block: _Block, first: int, last: int) -> _Rows:
-    """The block's rows with outputs [first, last)."""
-    low, high = np.searchsorted(block.share.outputs, (first, last))
-    rows = block.share.rows[low:high]
-    return _Rows(
-        np.take(block.floats, rows, axis=0),
-        np.take(block.ids, rows, axis=0),
-        np.take(block.label, rows),
-        None if block.weight is None else np.take(block.weight, rows),
-        np.take(block.row_id, rows),
-        block.share.outputs[low:high],
-    )
-
-
-def _joined(parts: list[_Rows]) -> _Rows:
-    """A batch may straddle windows, so it may come from several blocks."""
-    if len(parts) == 1:
-        return parts[0]
-    weights = [part.weight for part in parts if part.weight is not None]
-    return _Rows(
-        np.concatenate([part.floats for part in parts]),
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        np.concatenate(weights) if weights else None,
-        np.concatenate([part.row_id for part in parts]),
-        np.concatenate([part.output for part in parts]),
-    )
 
 
 class _ReadAhead:
@@ -241,7 +151,7 @@ class _ReadAhead:
 
     def __init__(self, feed: Feed, windows: list[Window], epoch: int) -> None:
         self._feed, self._windows, self._epoch = feed, windows, epoch
-        self._ready: queue.Queue[tuple[_Block, int] | BaseException] = queue.Queue()
+        self._ready: queue.Queue[tuple[Block, int] | BaseException] = queue.Queue()
         self._room = threading.Semaphore(2)
         self._stopped = threading.Event()
         self._given = 0
@@ -261,7 +171,7 @@ class _ReadAhead:
         except BaseException as error:
             self._ready.put(error)
 
-    def next(self) -> _Block:
+    def next(self) -> Block:
         """The next window's block. The one before must have been dropped. ``served_to`` tells where its outputs end."""
         if self._given:
             self._room.release()

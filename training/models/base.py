@@ -75,7 +75,7 @@ class ModelColumns:
 def _float_column(name: str, facts: dict[str, float] | None) -> FloatColumn:
     if facts is None:
         raise IntegrityError(f"the snapshot holds no statistics of {name}")
-    if not facts["count"]:
+    if not facts.get("count", 1):
         return FloatColumn(name, 0.0, 1.0, (0.0,))
     quantiles = [value for key, value in facts.items() if QUANTILE.fullmatch(key)]
     if not quantiles:

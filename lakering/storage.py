@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pyarrow import fs
-
 from lakering.errors import InputError, IntegrityError, SettingError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 LOCAL_SCHEMES = ("", "file")
 S3_SCHEMES = ("s3", "s3a")
@@ -85,6 +86,8 @@ class Storage:
 
     @cached_property
     def filesystem(self) -> fs.FileSystem:
+        from pyarrow import fs  # 0.3 s: a recipe is read, and its errors are told, without it
+
         if self.is_local:
             return fs.LocalFileSystem()
         if urlsplit(self.root).scheme in S3_SCHEMES:
@@ -106,17 +109,21 @@ class Storage:
         return "/".join(("s3a://" + self.root.split("://", 1)[1] if self.root.startswith("s3://") else self.root, *parts))
 
     def exists(self, *parts: str) -> bool:
-        return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
+        return self.filesystem.get_file_info(self.path(*parts)).type.name != "NotFound"
 
     def list(self, *parts: str) -> list[str]:
         """Names directly below a folder, sorted; empty when the folder does not exist."""
+        from pyarrow import fs
+
         found = self.filesystem.get_file_info(fs.FileSelector(self.path(*parts), allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def walk(self, *parts: str) -> Iterator[fs.FileInfo]:
         """Every file below a folder."""
+        from pyarrow import fs
+
         for info in self.filesystem.get_file_info(fs.FileSelector(self.path(*parts), recursive=True, allow_not_found=True)):
-            if info.type == fs.FileType.File:
+            if info.is_file:
                 yield info
 
     def read(self, *parts: str) -> bytes:
@@ -162,9 +169,9 @@ class Storage:
     def delete(self, *parts: str) -> None:
         """Removes a file or a whole folder; what is not there is no error."""
         info = self.filesystem.get_file_info(self.path(*parts))
-        if info.type == fs.FileType.Directory:
+        if info.type.name == "Directory":
             self.filesystem.delete_dir(info.path)
-        elif info.type == fs.FileType.File:
+        elif info.is_file:
             self.filesystem.delete_file(info.path)
 
 

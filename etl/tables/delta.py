@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from delta.tables import DeltaTable
-from deltalake import DeltaTable as DeltaLog
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
@@ -94,6 +93,8 @@ def table_version(lake: Lake, table: str) -> tuple[str, int]:
     path = lake.storage.path(*lake.table(table))
     if not lake.storage.exists(*lake.table(table), "_delta_log"):
         raise _missing(lake, table)
+    from deltalake import DeltaTable as DeltaLog  # a job that only writes does without it
+
     log = DeltaLog(lake.storage.uri(*lake.table(table)) if not lake.storage.is_local else path, without_files=True)
     return str(log.metadata().id), log.version()
 

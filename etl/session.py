@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 from pyspark.sql import SparkSession
 
 from lakering.errors import SettingError
 from lakering.storage import StorageSettings
 
+T = TypeVar("T")
 DELTA = "io.delta.sql.DeltaSparkSessionExtension"
 
 
@@ -25,3 +30,12 @@ def spark_session(name: str, storage: StorageSettings | None = None) -> SparkSes
             next_step="submit with --properties-file spark-defaults.conf (plain Python: set SPARK_CONF_DIR)",
         )
     return spark
+
+
+def session_beside(name: str, storage: StorageSettings, work: Callable[[], T]) -> tuple[SparkSession, T]:
+    """The session, and what ``work`` gave meanwhile: Spark's start waits on the JVM, so reading contracts and importing
+    libraries beside it takes no time of its own. An error of ``work`` is raised once the session is there."""
+    with ThreadPoolExecutor(1) as pool:
+        session = pool.submit(spark_session, name, storage)
+        result = work()
+        return session.result(), result

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from lakering.errors import SettingError, nearest
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
+from schemas import Contract
+
+if TYPE_CHECKING:
+    from etl.ingest import IngestResult
 
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
@@ -21,12 +27,15 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     if unknown:
         raise SettingError(f"--table {unknown[0]!r} is not a table of {recipe.path}{nearest(unknown[0], tables)}")
     chosen = {name: tables[name] for name in args.table or tables}
-    contracts = {name: recipe.contract(name) for name in chosen}
 
-    from etl.ingest import ingest_table
-    from etl.session import spark_session
+    from etl.session import session_beside
 
-    spark = spark_session(f"ingest {recipe.name}", recipe.lake.storage.settings)
+    def prepare() -> tuple[dict[str, Contract], Callable[..., IngestResult]]:
+        from etl.ingest import ingest_table
+
+        return {name: recipe.contract(name) for name in chosen}, ingest_table
+
+    spark, (contracts, ingest_table) = session_beside("ingest", recipe.lake.storage.settings, prepare)
     for name, table in chosen.items():
         now = datetime.datetime.now(datetime.UTC)
         result = ingest_table(spark, recipe, contracts[name], table.sources, now=now, reread=args.reread)

@@ -1,6 +1,6 @@
 """Optimizers over plain variables, on TensorFlow's fused kernels.
 
-Keras 3's own cannot be used under Horovod as they stand (TRAPS Horovod 1), and their slots have no stable names; here
+Keras 3's own cannot be used under Horovod as they stand, and their slots have no stable names; here
 a slot's name is its variable's, and the state is exactly ``slots``.
 """
 

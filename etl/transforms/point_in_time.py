@@ -21,6 +21,8 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 MOMENT = "_moment"
+#: A bucket is this many times the longest window: of the values, this part lives across a cut and is put into two.
+BUCKET_WINDOWS = 4
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ class Stream:
 def with_past(examples: DataFrame, keys: Sequence[str], streams: Sequence[Stream]) -> DataFrame:
     """Adds to each example (which has ``_moment``, bigint microseconds) its streams' columns ``count(window)``,
     ``sum(window)`` and ``last``. An example with a null in its key matches nothing: its columns are null."""
-    width = 2 * max(stream.longest for stream in streams)
+    width = BUCKET_WINDOWS * max(stream.longest for stream in streams)
     moment = F.col(MOMENT)
-    queries = examples.withColumns({"_bucket": _bucket(moment, width), "_time": moment, "_is_query": F.lit(1)})
+    queries = examples.withColumns({"_bucket": _bucket(moment, width), "_turn": moment * 2 + 1})
     line = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True),
                   [_line_of(stream, keys, width) for stream in streams], queries)  # fmt: skip
-    past = Window.partitionBy(*keys, "_bucket").orderBy("_time", "_is_query").rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    # The bucket first: what rows are sorted by first is compared fastest, and keys are often few.
+    past = Window.partitionBy("_bucket", *keys).orderBy("_turn").rowsBetween(Window.unboundedPreceding, Window.currentRow)
     matched = reduce(Expr.__and__, [F.col(key).isNotNull() for key in keys], F.lit(True))
     running: dict[str, Expr] = {}
     for stream in streams:
@@ -71,33 +74,33 @@ def with_past(examples: DataFrame, keys: Sequence[str], streams: Sequence[Stream
             running[stream.last] = F.when(matched & (newest["known"] > moment - stream.last_within), newest)
     # One select: each of several would be a window, and a pass, of its own.
     figured = line.select(*[c for c in line.columns if c not in running], *[e.alias(n) for n, e in running.items()])
-    return figured.where("_is_query = 1").drop("_bucket", "_time", "_is_query")
+    return figured.where("_turn % 2 = 1").drop("_bucket", "_turn")
 
 
 def _line_of(stream: Stream, keys: Sequence[str], width: int) -> DataFrame:
-    """The rows of one stream on the time line."""
-    known, here = F.col("known"), _bucket(F.col("known"), width)
-    crosses = {w: _bucket(known + w, width) != here for w in {*stream.windows, stream.last_within or 0}}
+    """The rows of one stream on the time line. ``_turn`` orders them: twice the time, one more for an example, so that
+    what becomes known at the moment itself is seen."""
+    known, windows, within = F.col("known"), list(stream.windows), stream.last_within
+    here, one, none = _bucket(known, width), F.lit(1).cast("bigint"), F.lit(None).cast("bigint")
 
-    def entry(bucket: Expr, time: Expr, signs: Mapping[int, Expr], carries: Expr) -> Expr:
-        fields = [signs.get(w, F.lit(None).cast("bigint")).alias(str(w)) for w in stream.windows]
-        return F.struct(bucket.alias("bucket"), time.alias("time"), *fields, carries.alias("carries"))
+    def crosses(window: int) -> Expr:
+        return _bucket(known + window, width) != here
 
-    one, minus, no = F.lit(1).cast("bigint"), F.lit(-1).cast("bigint"), F.lit(False)
-    has_last = F.lit(stream.last_within is not None)
-    begins = entry(here, known, {w: one for w in stream.windows}, has_last)
-    lives_on = entry(here + width, known, {w: F.when(crosses[w], one) for w in stream.windows},
-                     crosses[stream.last_within or 0] & has_last)  # fmt: skip
-    ends = [entry(_bucket(known + w, width), known + w, {w: minus}, no) for w in stream.windows]
-    entries = F.array_compact(F.array(begins, F.when(crosses[stream.longest], lives_on), *ends))
-    rows = stream.frame.where(reduce(Expr.__and__, [F.col(key).isNotNull() for key in keys], known.isNotNull()))
-    rows = rows.withColumn("_entry", F.explode(entries))
-    columns = {stream.count(w): F.col(f"_entry.{w}") for w in stream.windows}
-    columns |= {stream.sum(w): F.col(f"_entry.{w}") * F.col("number") for w, summed in stream.windows.items() if summed}
-    if stream.last_within is not None:
-        columns[stream.last] = F.when(F.col("_entry.carries"), F.col("last"))
-    return rows.select(*keys, F.col("_entry.bucket").alias("_bucket"), F.col("_entry.time").alias("_time"),
-                       F.lit(0).alias("_is_query"), *[column.alias(name) for name, column in columns.items()])  # fmt: skip
+    lives_on = F.when(crosses(stream.longest), here + width)
+    rows = [
+        [here, known, *[one] * len(windows), F.lit(within is not None)],
+        [lives_on, known, *[F.when(crosses(w), one) for w in windows], crosses(within) if within is not None else F.lit(False)],
+        *[[_bucket(known + w, width), known + w, *[-one if w == v else none for v in windows], F.lit(False)] for w in windows],
+    ]
+    signs = [stream.count(w) for w in windows]
+    fields = [*keys, *(["number"] if any(stream.windows.values()) else []), *(["last"] if within is not None else [])]
+    there = reduce(Expr.__and__, [F.col(key).isNotNull() for key in keys], known.isNotNull())
+    stacked = F.stack(F.lit(len(rows)), *[cell for row in rows for cell in row]).alias("_bucket", "_time", *signs, "_carries")
+    line = stream.frame.where(there).select(*fields, stacked).where("_bucket is not null")
+    columns = {stream.sum(w): F.col(stream.count(w)) * F.col("number") for w, summed in stream.windows.items() if summed}
+    if within is not None:
+        columns[stream.last] = F.when(F.col("_carries"), F.col("last"))
+    return line.select(*keys, "_bucket", (F.col("_time") * 2).alias("_turn"), *signs, *[c.alias(n) for n, c in columns.items()])
 
 
 def _sums(stream: Stream) -> list[str]:

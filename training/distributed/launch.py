@@ -69,7 +69,7 @@ def _on_spark(function: str, request: str, size: int, network_interface: str | N
     import horovod.spark
 
     local = str(context.master).startswith("local")
-    nics = network_interface or ("lo" if local else None)  # by itself Horovod listens on all of them (TRAPS Horovod 6)
+    nics = network_interface or ("lo" if local else None)  # by itself Horovod listens on all of them
     executable = session.conf.get("spark.pyspark.python", None) or os.environ.get("PYSPARK_PYTHON") or sys.executable
     try:
         texts = horovod.spark.run(spark_rank, args=(function, request), num_proc=size, use_gloo=True, verbose=0,
@@ -85,7 +85,7 @@ def _on_spark(function: str, request: str, size: int, network_interface: str | N
 
 
 def _validate_slots(context: Any, size: int) -> None:
-    """Horovod would wait ten minutes for slots (TRAPS Horovod 13). Executors that are still starting get a minute."""
+    """Horovod would wait ten minutes for slots. Executors that are still starting get a minute."""
     if context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
         return
     wait_until = time.monotonic() + (0 if context.master.startswith("local") else SLOT_WAIT)

@@ -93,7 +93,7 @@ class HorovodWorld(World):
     """The ranks that ``horovodrun`` or Spark started; made inside each of them."""
 
     def __init__(self) -> None:
-        # A stalled rank waits for ever by default (TRAPS Horovod 5). Read when Horovod starts, so set before it.
+        # A stalled rank waits for ever by default. Read when Horovod starts, so set before it.
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", STALL_WARNING)
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", STALL_SHUTDOWN)
         import horovod.tensorflow as hvd

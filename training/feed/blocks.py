@@ -68,7 +68,7 @@ def _ids(table: pa.Table, column: Column, source: RowGroup) -> npt.NDArray:
 def _values(table: pa.Table, name: str, source: RowGroup) -> npt.NDArray:
     column = table.column(name)
     if column.null_count:
-        # Read on, a null int64 would silently become a number (TRAPS Petastorm 3).
+        # Read on, a null int64 would silently become a number.
         raise IntegrityError(f"{source}: {name} holds {column.null_count:,} nulls, an example table has none", next_step=REBUILD)
     return column.to_numpy()
 

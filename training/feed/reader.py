@@ -2,7 +2,7 @@
 
 A worker class and a pool of ours, both handed to the public constructor. The pool queues the asked row groups itself and
 never starts Petastorm's ventilator (which knows neither order nor lists, and polls); the worker keeps its file open and
-publishes Arrow columns by name. Nothing is unpickled: only lists of files go in, never a folder (TRAPS Petastorm 1-7).
+publishes Arrow columns by name. Nothing is unpickled: only lists of files go in, never a folder.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Files(old_filesystem.FileSystem):
 
 
 class _Pool(DummyPool):
-    """Works in the caller's thread (Petastorm's thread pool loses rows, TRAPS Petastorm 1), in the order asked for."""
+    """Works in the caller's thread (Petastorm's thread pool loses rows), in the order asked for."""
 
     def __init__(self, asked: Sequence[RowGroup]) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ def with_past(examples: DataFrame, keys: Sequence[str], streams: Sequence[Stream
             running[stream.last] = F.when(matched & (newest["known"] > moment - stream.last_within), newest)
     # One select: each of several would be a window, and a pass, of its own.
     figured = line.select(*[c for c in line.columns if c not in running], *[e.alias(n) for n, e in running.items()])
-    return figured.where("_turn % 2 = 1").drop("_bucket", "_turn")
+    return figured.where("_turn & 1 = 1").drop("_bucket", "_turn")
 
 
 def _line_of(stream: Stream, keys: Sequence[str], width: int) -> DataFrame:

@@ -1,0 +1,120 @@
+"""Builds the rows of an example table: joined, learnt from the train split, encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from etl.examples.joins import Tables, join_features, project_examples, select_examples
+from etl.examples.plan import Plan
+from etl.transforms.ids import fit_vocabulary, num_ids, with_ids
+from etl.transforms.row_ids import ROW_ID, with_row_ids
+from etl.transforms.selection import DROPPED, REASONS
+from etl.transforms.splits import SPLIT
+from etl.transforms.statistics import Moments, fill_expressions, fit_moments, fit_quantiles, float32, indicator
+from lakering.errors import InputError
+from lakering.manifest import SPLITS, Column
+
+_LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Built:
+    """``rows`` has split, row_id, label, [weight], floats, ids; ``keys`` maps row_id to the key; ``vocabulary`` is as
+    ``transforms.ids`` makes it. ``facts`` go into the build's record: counts, columns, statistics, fills."""
+
+    rows: DataFrame
+    keys: DataFrame
+    vocabulary: DataFrame | None
+    num_rows: dict[str, int]
+    facts: dict[str, Any]
+
+
+@contextmanager
+def built_examples(plan: Plan, tables: Tables) -> Iterator[Built]:
+    """The examples of a plan; ``tables`` gives a table by name. What is cached is let go at the end.
+
+    Raises InputError when no row is left to train on."""
+    cached: list[DataFrame] = []
+
+    def keep(rows: DataFrame) -> DataFrame:
+        cached.append(rows.persist())
+        return rows
+
+    try:
+        selected = select_examples(plan, tables(plan.main.table))
+        counts = {row[DROPPED]: row["count"] for row in selected.groupBy(DROPPED).count().collect()}
+        if not counts.get(None):
+            raise InputError(f"recipe '{plan.recipe.name}': no row of table '{plan.main.table}' became an example "
+                             f"({sum(counts.values()):,} read, left out: {_dropped(counts)})")  # fmt: skip
+        rows = keep(project_examples(plan, with_row_ids(selected.where(F.col(DROPPED).isNull()), plan.key)))
+        joined = keep(join_features(plan, rows, tables, keep))
+        yield _encode(plan, joined, keep, counts)
+    finally:
+        for rows in cached:
+            rows.unpersist()
+
+
+def _encode(plan: Plan, joined: DataFrame, keep: Any, counts: dict[str | None, int]) -> Built:
+    floats = [f.name for f in plan.features if f.ids is None]
+    ids = {f.name: f.ids for f in plan.features if f.ids is not None}
+    moments = fit_moments(joined, [*floats, _LABEL])
+    num_rows = {split: moments[split][_LABEL].count for split in SPLITS if split in moments}
+    if "train" not in moments:
+        raise InputError(
+            f"recipe '{plan.recipe.name}': the train split is empty (rows: {num_rows}); move the bounds of examples.split"
+        )
+    train = moments["train"]
+    fills = {name: float32(train[name].mean) for name in floats}
+    # Whether a column has an indicator is learnt, so train decides: elsewhere it would be a weight that nothing trained.
+    indicators = [name for name in floats if train[name].nulls]
+    filled = fill_expressions(fills, indicators)
+    only_train = joined.where(F.col(SPLIT) == "train")
+    quantiles = fit_quantiles(
+        only_train.select(ROW_ID, _LABEL, *[e.alias(n) for n, e in filled.items()]), [_LABEL, *filled], num_rows["train"]
+    )
+    vocabulary = keep(fit_vocabulary(only_train, ids)) if ids else None
+    sizes = {r["feature"]: r["count"] for r in vocabulary.groupBy("feature").count().collect()} if vocabulary is not None else {}
+
+    encoded = with_ids(joined, vocabulary, ids) if vocabulary is not None else joined
+    weight = ["weight"] if plan.weight else []
+    rows = encoded.select(SPLIT, ROW_ID, _LABEL, *weight, *[e.alias(n) for n, e in filled.items()], *ids)
+    columns = [Column(name, "float") for name in filled]
+    columns += [Column(name, "id", num_ids(settings, sizes.get(name, 0))) for name, settings in ids.items()]
+    keys = joined.select(ROW_ID, SPLIT, *[F.col(f"_key_{name}").alias(name) for name in plan.key])
+    by_split = {s: _figures(m, fills, indicators) for s, m in moments.items()}
+    facts = {
+        "columns": columns,
+        "rows_read": sum(counts.values()),
+        "dropped": _dropped(counts),
+        "statistics": {name: {**figures, **quantiles.get(name, {})} for name, figures in by_split["train"].items()},
+        "by_split": by_split,
+        "fills": fills,
+        "nulls": {name: {split: moments[split][name].nulls for split in num_rows} for name in floats},
+        "not_finite": {name: n for name in floats if (n := sum(m[name].not_finite for m in moments.values()))},
+        "never_in_train": [name for name in floats if not train[name].count],
+        "vocabulary_sizes": {name: sizes.get(name, 0) for name in ids},
+    }
+    return Built(rows, keys, vocabulary, num_rows, facts)
+
+
+def _dropped(counts: dict[str | None, int]) -> dict[str, int]:
+    return {reason: counts[reason] for reason in REASONS if counts.get(reason)}
+
+
+def _figures(moments: dict[str, Moments], fills: dict[str, float], indicators: list[str]) -> dict[str, dict[str, float]]:
+    """Figures of the columns as they are written: filled, with their indicators."""
+    figures = {_LABEL: moments[_LABEL].figures()}
+    for name, fill in fills.items():
+        figures[name] = moments[name].filled(fill).figures()
+        if name in indicators:
+            total, nulls = moments[name].count + moments[name].nulls, moments[name].nulls
+            share = nulls / total
+            figures[indicator(name)] = {"count": total, "mean": share, "std": (share * (1 - share)) ** 0.5,
+                                        "min": float(nulls == total), "max": float(nulls > 0)}  # fmt: skip
+    return figures

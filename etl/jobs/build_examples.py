@@ -1,0 +1,45 @@
+"""Builds a recipe's example table from the lake's event and side tables."""
+
+from __future__ import annotations
+
+import argparse
+
+from etl.examples import plan_examples
+from etl.examples.build import built_examples
+from etl.examples.inputs import build_inputs, name_build
+from etl.examples.report import report_build
+from etl.session import spark_session
+from etl.tables import table_version
+from etl.tables.examples import build_lock, read_build, read_inputs, write_build
+from lakering.jobs import job_parser, read_recipe_of, run_job
+from lakering.summary import Summary
+
+
+def main(args: argparse.Namespace, summary: Summary) -> None:
+    recipe = read_recipe_of(args)
+    plan, lake = plan_examples(recipe), recipe.lake
+    versions = {name: table_version(lake, name) for name in sorted(plan.contracts)}
+    inputs = build_inputs(plan, versions)
+    build_id = name_build(inputs, lambda name: read_build(lake, recipe.name, name) is not None, new=args.new)
+    with build_lock(lake, recipe.name, build_id):
+        record = read_build(lake, recipe.name, build_id)
+        reused = record is not None
+        if record is None:
+            spark = spark_session("build_examples", lake.storage.settings)
+            try:
+                tables = read_inputs(spark, lake, plan.contracts, {name: version for name, (_, version) in versions.items()})
+                with built_examples(plan, tables) as built:
+                    record = write_build(lake, plan, build_id, inputs, built)
+            finally:
+                spark.stop()
+    report_build(summary, lake, record, reused=reused)
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = job_parser(__doc__ or "")
+    flags.add_argument("--new", action="store_true", help="build again although the same build is complete")
+    return flags
+
+
+if __name__ == "__main__":
+    run_job(main, parser())

@@ -1,0 +1,41 @@
+"""Pins a build: writes the manifest of its exact files, which is all that training reads of the table."""
+
+from __future__ import annotations
+
+import argparse
+
+from etl.tables.snapshots import build_manifest
+from lakering.jobs import job_parser, read_recipe_of, run_job
+from lakering.manifest import JSON, write_pin
+from lakering.summary import Summary
+
+
+def main(args: argparse.Namespace, summary: Summary) -> None:
+    recipe = read_recipe_of(args)
+    lake = recipe.lake
+    manifest = build_manifest(lake, recipe.name, args.build)
+    folder = lake.snapshot(recipe.name, manifest.id)
+    there = lake.storage.exists(*folder, JSON)
+    # Written again although it is there: a person who asks for the newest build gets the newest snapshot.
+    manifest.write(lake)
+    write_pin(lake, manifest, by="snapshot")
+    summary.add("snapshot", id=manifest.id, already_there=there, build=manifest.build, version=manifest.version,
+                manifest=lake.storage.path(*folder, JSON))  # fmt: skip
+    summary.add("rows", **manifest.num_rows)
+    summary.add("files", files=len(manifest.row_groups.group_by("path").aggregate([])), row_groups=manifest.row_groups.num_rows,
+                rows_in_a_row_group=_range(manifest.row_groups["num_rows"].to_pylist()))  # fmt: skip
+    summary.add("columns", float=len(manifest.float_columns), id=len(manifest.id_columns))
+
+
+def _range(sizes: list[int]) -> str:
+    return f"{min(sizes):,} to {max(sizes):,}"
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = job_parser(__doc__ or "")
+    flags.add_argument("--build", metavar="ID", help="the build to pin (default: the newest complete one)")
+    return flags
+
+
+if __name__ == "__main__":
+    run_job(main, parser())

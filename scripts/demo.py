@@ -70,30 +70,30 @@ def run_stages(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return summaries
 
 
-def find(summary: Any, key: str) -> Any:
-    """The first value under a key, however deep; None if there is none."""
-    if isinstance(summary, dict):
-        if key in summary:
-            return summary[key]
-        return next((found for value in summary.values() if (found := find(value, key)) is not None), None)
-    return None
-
-
 def report_lines(summaries: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """What a reader wants to know at the end, as far as the summaries tell it."""
-    wanted = {
-        "ingest": ("rows_read", "rows_written", "rows_already_present", "rows_refused"),
-        "examples": ("rows", "rows_per_split", "splits"),
-        "train": ("steps", "rows_per_second", "loss"),
-        "evaluate": ("auc", "log_loss", "baselines", "report"),
-    }
-    for stage, keys in wanted.items():
-        told = [f"{key} {value}" for key in keys if (value := find(summaries.get(stage, {}), key)) is not None]
-        if told:
-            yield f"{stage:<10}{', '.join(told)}"
+    """What a reader wants to know at the end, of the stages that ran."""
+    if "ingest" in summaries:
+        tables = [facts for facts in summaries["ingest"].values() if isinstance(facts, dict) and "rows_read" in facts]
+        rows = {key: sum(table[key] for table in tables) for key in ("rows_read", "rows_refused", "rows_written")}
+        known = sum(table["files_known"] for table in tables)
+        again = f" ({known} files were in already)" if known else ""
+        yield f"rows       {rows['rows_read']:,} in, {rows['rows_refused']:,} refused, {rows['rows_written']:,} written{again}"
+    if "examples" in summaries:
+        splits = summaries["examples"]["rows"]["examples"]
+        yield "examples   " + ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
+    if "train" in summaries:
+        training, last = summaries["train"]["training"], summaries["train"]["last epoch"]
+        speed = training["rows_per_second"]
+        yield f"training   {training['steps']:,} steps, {speed:,.0f} rows/s, loss {last['train_loss']:.4f}"
+    if "evaluate" in summaries:
+        for name in ("model", "base rate", "boosted trees"):
+            figures = summaries["evaluate"].get(name, {})
+            if figures:
+                yield f"{'hold-out' if name == 'model' else '':<11}{name:<14} AUC {figures['auc']:.4f}  log loss {figures['log_loss']:.4f}"
+        yield f"report     {summaries['evaluate']['report']['file']}"
     seconds = sum(summary["seconds"] for summary in summaries.values())
     peak = max((summary["peak_memory_bytes"] for summary in summaries.values()), default=0)
-    yield f"{'in all':<10}{seconds:.0f} s" + (f", peak memory {peak / 2**30:.2f} GiB" if peak else "")
+    yield f"in all     {seconds:.0f} s" + (f", peak memory {peak / 2**30:.2f} GiB" if peak else "")
 
 
 def main() -> int:

@@ -60,7 +60,7 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
         contestants["boosted trees"], tree_facts = tree_metrics(lake, manifest, settings, facts["seed"])
     figures = {name: {**plain(found.figures()), **(tree_facts if name == "boosted trees" else {})}
                for name, found in contestants.items()}  # fmt: skip
-    result = {"run": run_id, "snapshot": manifest.id, "split": settings.split, "figures": figures,
+    result = {"recipe": recipe, "run": run_id, "snapshot": manifest.id, "split": settings.split, "figures": figures,
               "verdict": verdict(figures, model.columns.label.kind)}  # fmt: skip
     findings = Findings(result=result, label=model.columns.label, contestants=contestants, ranges=ranges,
                         steps=read_steps(lake, run), facts=facts)  # fmt: skip
@@ -81,7 +81,7 @@ def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
             said[f"against_{name.replace(' ', '_')}"] = f"{metric} cannot be told: the split holds one class alone"
             continue
         lead = (ours - theirs) * better
-        words = "better than" if lead > 0 else "WORSE than" if lead < 0 else "equal to"
+        words = "better" if lead > 0 else "WORSE" if lead < 0 else "equal,"
         said[f"against_{name.replace(' ', '_')}"] = f"{words} by {abs(lead):.4f} {metric} ({ours:.4f} against {theirs:.4f})"
     return dict(sorted(said.items()))
 

@@ -45,6 +45,8 @@ def write_report(lake: Lake, findings: Findings, *parts: str) -> None:
 def render(findings: Findings) -> str:
     result = findings.result
     plots = [("Training loss", _loss_plot(findings.steps)), *_quality_plots(findings)]
+    if findings.ranges:
+        plots.append(("Feature ranges", _range_plot(findings.ranges)))
     figures = result["figures"].items()
     rows = [{"": name, **{k: v for k, v in facts.items() if not isinstance(v, list)}} for name, facts in figures]
     verdicts = "".join(
@@ -54,7 +56,7 @@ def render(findings: Findings) -> str:
     ordinals = result["figures"].get("boosted trees", {}).get("ids_as_ordinals") or []
     note = f"<p>Boosted trees were given these ids as plain ordinals: {html.escape(', '.join(ordinals))}.</p>" if ordinals else ""
     images = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{png}"></figure>' for name, png in plots)
-    title = f"{findings.label.name}: run {result['run']}"
+    title = f"{result['recipe']}: run {result['run']}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style></head><body>
@@ -90,8 +92,8 @@ def _png(figure: Figure) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _axes(title: str, across: str, up: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.2, 4), dpi=90, layout="constrained")
+def _axes(title: str, across: str, up: str, size: tuple[float, float] = (5.2, 4.0)) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel=across, ylabel=up)
     axes.grid(alpha=0.3)
@@ -151,4 +153,23 @@ def _actual_plot(metrics: RegressionMetrics) -> str:
 def _residual_plot(metrics: RegressionMetrics) -> str:
     figure, axes = _axes("Residuals", "predicted - actual (outer bars: and beyond)", "weight")
     axes.stairs(metrics.residuals, metrics.residual_edges, fill=True, alpha=0.7)
+    return _png(figure)
+
+
+def _range_plot(ranges: list[dict[str, Any]]) -> str:
+    """Each column's range on the hold-out, in units of its range on train: what sticks out was never trained on."""
+    across = "0 and 1: the smallest and the largest value of train"
+    figure, axes = _axes("Feature ranges on the hold-out", across, "", (10.4, 1.2 + 0.17 * len(ranges)))
+    rows = np.arange(len(ranges))[::-1]
+    low, high = (np.array([facts[f"train_{end}"] for facts in ranges]) for end in ("min", "max"))
+    width = np.where(high > low, high - low, 1)
+    least, mean, most = (
+        np.clip((np.array([facts[end] for facts in ranges]) - low) / width, -1, 2) for end in ("min", "mean", "max")
+    )
+    axes.axvspan(0, 1, color="0.92")
+    axes.hlines(rows, least, most, lw=3, color="C0", label="smallest to largest")
+    axes.plot((np.array([facts["train_mean"] for facts in ranges]) - low) / width, rows, "k|", ms=7, label="mean on train")
+    axes.plot(mean, rows, "o", ms=3, color="C1", label="mean")
+    axes.set_yticks(rows, [facts["column"] for facts in ranges], fontsize=7)
+    axes.legend(loc="lower right", fontsize=8)
     return _png(figure)

@@ -20,7 +20,7 @@ from etl.transforms.point_in_time import at_scale, finite, fixed_point
 from etl.transforms.row_ids import ROW_ID
 from etl.transforms.splits import SPLIT, uniform
 
-QUANTILES = {"p01": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99}
+QUANTILES = {f"p{share:02d}": share / 100 for share in (1, 5, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 95, 99)}
 SAMPLE_ROWS = 200_000
 
 

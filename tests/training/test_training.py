@@ -96,7 +96,7 @@ def test_a_regression_label_and_weights(write_toy):
     label, weight = toy.rows["test"]["y"], toy.rows["test"]["w"]
     base = np.sqrt(np.average((label - toy.rows["train"]["y"].mean()) ** 2, weights=weight))
     assert evaluation["figures"]["base rate"]["rmse"] == pytest.approx(base, rel=1e-5)
-    assert evaluation["verdict"]["against_base_rate"].startswith("better than")
+    assert evaluation["verdict"]["against_base_rate"].startswith("better by")
     assert "data:image/png" in Path(evaluation["report"]).read_text()
 
 

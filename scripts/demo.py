@@ -89,7 +89,8 @@ def report_lines(summaries: dict[str, dict[str, Any]]) -> Iterator[str]:
         for name in ("model", "base rate", "boosted trees"):
             figures = summaries["evaluate"].get(name, {})
             if figures:
-                yield f"{'hold-out' if name == 'model' else '':<11}{name:<14} AUC {figures['auc']:.4f}  log loss {figures['log_loss']:.4f}"
+                head = "hold-out" if name == "model" else ""
+                yield f"{head:<11}{name:<14} AUC {figures['auc']:.4f}  log loss {figures['log_loss']:.4f}"
         yield f"report     {summaries['evaluate']['report']['file']}"
     seconds = sum(summary["seconds"] for summary in summaries.values())
     peak = max((summary["peak_memory_bytes"] for summary in summaries.values()), default=0)

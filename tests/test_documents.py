@@ -130,7 +130,7 @@ def test_overrides_are_typed_and_checked_like_the_recipe(tmp_path):
     path.write_text(RECIPE)
     changed = read_recipe(path, overrides=["training.epochs=5", "examples.features.1.window=1 day"])
     assert changed.settings.training.epochs == 5
-    assert changed.examples().features[1].window == "1 day"
+    assert changed.section("examples")["examples"]["features"][1]["window"] == "1 day"
     with pytest.raises(SettingError, match="unknown key 'epoch'; did you mean 'epochs'"):
         read_recipe(path, overrides=["training.epoch=5"])
     with pytest.raises(SettingError, match="expected key=value"):

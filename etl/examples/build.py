@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from etl.transforms.statistics import Moments, fill_expressions, fit_moments, fi
 from lakering.errors import InputError
 from lakering.manifest import SPLITS, Column
 
+Stage = Callable[[str, DataFrame], DataFrame]
 _LABEL = "label"
 
 
@@ -36,10 +37,11 @@ class Built:
 
 
 @contextmanager
-def built_examples(plan: Plan, tables: Tables) -> Iterator[Built]:
+def built_examples(plan: Plan, tables: Tables, stage: Stage | None = None) -> Iterator[Built]:
     """The examples of a plan; ``tables`` gives a table by name. What is cached is let go at the end.
 
-    Raises InputError when no row is left to train on."""
+    ``stage`` puts rows under a name into a file and reads them back: what comes after the joins is planned many times,
+    and a plan that starts at a file is short. Without it they are cached. Raises InputError when no row is left to train on."""
     cached: list[DataFrame] = []
 
     def keep(rows: DataFrame) -> DataFrame:
@@ -53,14 +55,15 @@ def built_examples(plan: Plan, tables: Tables) -> Iterator[Built]:
             raise InputError(f"recipe '{plan.recipe.name}': no row of table '{plan.main.table}' became an example "
                              f"({sum(counts.values()):,} read, left out: {_dropped(counts)})")  # fmt: skip
         rows = keep(project_examples(plan, with_row_ids(selected.where(F.col(DROPPED).isNull()), plan.key)))
-        joined = keep(join_features(plan, rows, tables, keep))
-        yield _encode(plan, joined, keep, counts)
+        put = stage or (lambda _, rows: keep(rows))
+        joined = put("joined", join_features(plan, rows, tables, keep))
+        yield _encode(plan, joined, put, counts)
     finally:
         for rows in cached:
             rows.unpersist()
 
 
-def _encode(plan: Plan, joined: DataFrame, keep: Any, counts: dict[str | None, int]) -> Built:
+def _encode(plan: Plan, joined: DataFrame, stage: Stage, counts: dict[str | None, int]) -> Built:
     floats = [f.name for f in plan.features if f.ids is None]
     ids = {f.name: f.ids for f in plan.features if f.ids is not None}
     moments = fit_moments(joined, [*floats, _LABEL])
@@ -78,7 +81,7 @@ def _encode(plan: Plan, joined: DataFrame, keep: Any, counts: dict[str | None, i
     quantiles = fit_quantiles(
         only_train.select(ROW_ID, _LABEL, *[e.alias(n) for n, e in filled.items()]), [_LABEL, *filled], num_rows["train"]
     )
-    vocabulary = keep(fit_vocabulary(only_train, ids)) if ids else None
+    vocabulary = stage("vocabulary", fit_vocabulary(only_train, ids)) if ids else None
     sizes = {r["feature"]: r["count"] for r in vocabulary.groupBy("feature").count().collect()} if vocabulary is not None else {}
 
     encoded = with_ids(joined, vocabulary, ids) if vocabulary is not None else joined

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 
 from etl.examples import plan_examples
-from etl.examples.build import built_examples
 from etl.examples.inputs import build_inputs, name_build
 from etl.examples.report import report_build
 from etl.session import spark_session
 from etl.tables import table_version
-from etl.tables.examples import build_lock, read_build, read_inputs, write_build
+from etl.tables.examples import build_lock, make_build, read_build
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
 
@@ -27,9 +26,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
         if record is None:
             spark = spark_session("build_examples", lake.storage.settings)
             try:
-                tables = read_inputs(spark, lake, plan.contracts, {name: version for name, (_, version) in versions.items()})
-                with built_examples(plan, tables) as built:
-                    record = write_build(lake, plan, build_id, inputs, built)
+                record = make_build(spark, lake, plan, build_id, inputs)
             finally:
                 spark.stop()
     report_build(summary, lake, record, reused=reused)

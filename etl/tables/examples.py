@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from etl.examples.build import Built
+from etl.examples.build import Built, built_examples
 from etl.examples.plan import Plan
 from etl.tables.delta import read_table
 from etl.tables.example_files import read_row_groups, validate_counts
-from etl.transforms.row_ids import ROW_ID
-from etl.transforms.splits import SPLIT, uniform
+from etl.tables.example_layout import Layout, write_keys, write_rows
 from lakering.errors import StageError
 from lakering.lake import EXAMPLES, Lake
-from lakering.manifest import SPLITS, Column
 from lakering.names import validate_identifier
 from schemas import Contract
 
 BUILD = "build.json"
 TABLE, KEYS, LEARNT = "table", "keys", "learnt"
-#: Long enough that nothing which cleans tables by their own settings touches a pinned version.
-RETENTION = "interval 36500 days"
-TABLE_PROPERTIES = {
-    "delta.enableDeletionVectors": "false",
-    "delta.columnMapping.mode": "none",
-    "delta.deletedFileRetentionDuration": RETENTION,
-    "delta.logRetentionDuration": RETENTION,
-    "delta.dataSkippingNumIndexedCols": "0",
-}
-KEYS_PER_FILE = 5_000_000
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How rows are put into files. ``seed`` orders them."""
-
-    format: str
-    row_group_rows: int
-    row_groups_per_file: int
-    seed: int
-
-    def num_files(self, num_rows: int) -> int:
-        return math.ceil(num_rows / (self.row_group_rows * self.row_groups_per_file))
+#: Where rows are put that are read again while a build is made; what is no staging stays.
+STAGING = "staging"
+STAGED = {"vocabulary": (LEARNT, "vocabulary")}
 
 
 def find_build(lake: Lake, recipe: str, build_id: str | None = None) -> dict[str, Any]:
@@ -106,91 +83,59 @@ def build_lock(lake: Lake, recipe: str, build_id: str) -> Iterator[None]:
         yield
 
 
-def write_build(lake: Lake, plan: Plan, build_id: str, inputs: Mapping[str, Any], built: Built) -> dict[str, Any]:
-    """Writes a build, its record last, and returns the record. What an unfinished one left in the folder is removed.
+def make_build(spark: SparkSession, lake: Lake, plan: Plan, build_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a build out of the versions that ``inputs`` name, its record last, and returns the record. What an unfinished
+    one left in the folder is removed first.
 
     Raises IntegrityError when the files do not hold the rows that were counted."""
-    folder, recipe = lake.build(plan.recipe.name, build_id), plan.recipe.name
-    settings = plan.examples
-    layout = Layout(settings.format, settings.row_group_rows, settings.row_groups_per_file, settings.seed)
+    folder = lake.build(plan.recipe.name, build_id)
     lake.storage.delete(*folder)
-    columns: list[Column] = built.facts["columns"]
-    _write_keys(lake.storage.uri(*folder, KEYS), built.keys, sum(built.num_rows.values()))
-    if built.vocabulary is not None:
-        ordered = built.vocabulary.repartition(1).sortWithinPartitions("feature", "id")
-        ordered.write.parquet(lake.storage.uri(*folder, LEARNT, "vocabulary"))
-    facts = {**built.facts, "columns": [asdict(column) for column in columns]}
-    learnt = {name: facts[name] for name in ("columns", "statistics", "by_split", "fills", "vocabulary_sizes")}
-    lake.storage.write_json(
-        {**learnt, "ids": {f.name: f.ids.model_dump() for f in plan.features if f.ids}}, *folder, LEARNT, "statistics.json"
-    )
-    write_rows(lake.storage.uri(*folder, TABLE), built.rows, built.num_rows, layout)
 
-    version, row_groups = read_row_groups(lake, (*folder, TABLE), settings.format)
-    validate_counts(row_groups, built.num_rows, f"build {build_id}")
-    record = {
-        **facts, "build": build_id, "recipe": recipe, "inputs": inputs, "format": settings.format, "version": version,
-        "table": "/".join((*folder, TABLE)), "num_rows": built.num_rows, "label_kind": settings.predict.kind,
-        "weight": "weight" if plan.weight else None, "features": {f.name: f.how for f in plan.features},
-        "contracts": {name: contract.fingerprint for name, contract in plan.contracts.items()},
-        "files": len(row_groups.group_by("path").aggregate([])), "row_groups": row_groups.num_rows,
-        "bytes": sum(dict(zip(row_groups["path"].to_pylist(), row_groups["file_bytes"].to_pylist(), strict=True)).values()),
-    }  # fmt: skip
+    def stage(name: str, rows: DataFrame) -> DataFrame:
+        uri = lake.storage.uri(*folder, *STAGED.get(name, (STAGING, name)))
+        rows.write.parquet(uri)
+        return spark.read.schema(rows.schema).parquet(uri)
+
+    versions = {name: version for name, (_, version) in inputs["tables"].items()}
+    with built_examples(plan, read_inputs(spark, lake, plan.contracts, versions), stage) as built:
+        _write_built(lake, plan, folder, built)
+    lake.storage.delete(*folder, STAGING)
+    record = _record_of(lake, plan, build_id, inputs, built)
     lake.storage.write_json(record, *folder, BUILD)
     return record
 
 
-def _write_keys(uri: str, keys: DataFrame, num_rows: int) -> None:
-    files = math.ceil(num_rows / KEYS_PER_FILE)
-    keys.repartition(files, ROW_ID).sortWithinPartitions(ROW_ID).write.parquet(uri)
+def _write_built(lake: Lake, plan: Plan, folder: tuple[str, ...], built: Built) -> None:
+    settings = plan.examples
+    layout = Layout(settings.format, settings.row_group_rows, settings.row_groups_per_file, settings.seed)
+    write_keys(lake.storage.uri(*folder, KEYS), built.keys, sum(built.num_rows.values()))
+    learnt = {name: built.facts[name] for name in ("statistics", "by_split", "fills", "vocabulary_sizes")}
+    learnt["columns"] = [asdict(column) for column in built.facts["columns"]]
+    learnt["ids"] = {feature.name: feature.ids.model_dump() for feature in plan.features if feature.ids}
+    lake.storage.write_json(learnt, *folder, LEARNT, "statistics.json")
+    write_rows(lake.storage.uri(*folder, TABLE), built.rows, built.num_rows, layout)
 
 
-def write_rows(uri: str, rows: DataFrame, num_rows: Mapping[str, int], layout: Layout) -> None:
-    """Writes example rows in the order of a seeded hash of ``row_id``, each file by a task of its own, so that the same
-    rows give the same files. Files and row groups are of even size."""
-    files = {split: layout.num_files(num_rows.get(split, 0)) for split in SPLITS}
-    share = uniform(F.xxhash64(F.col(ROW_ID), F.lit(layout.seed)))
-    index, first = F.lit(0), 0
-    for split, count in files.items():
-        index = F.when(F.col(SPLIT) == split, first + F.floor(share * count)).otherwise(index)
-        first += count
-    # As bigint, as the keys were found: Spark hashes an int otherwise.
-    tasks = F.array(*[F.lit(key).cast("bigint") for key in _task_keys(rows.sparkSession, first)])
-    placed = rows.withColumns({"_share": share, "_task": tasks[index.cast("int")]})
-    ordered = placed.repartition(first, "_task").sortWithinPartitions(SPLIT, "_share", ROW_ID).drop("_share", "_task")
-    with _row_groups_of(rows.sparkSession, layout.row_group_rows * _row_width(rows)):
-        writer = ordered.write.partitionBy(SPLIT)
-        if layout.format == "parquet":
-            writer.parquet(uri)
-        else:
-            writer.format("delta").options(**TABLE_PROPERTIES).save(uri)
-
-
-def _task_keys(spark: SparkSession, tasks: int) -> list[int]:
-    """For each task a number that Spark's hash partitioning sends to it: ``repartition`` takes a column, not a place."""
-    numbers = spark.range(64 * tasks + 64)
-    found = numbers.groupBy(F.pmod(F.hash("id"), F.lit(tasks)).alias("task")).agg(F.min("id").alias("number")).collect()
-    keys = {row["task"]: row["number"] for row in found}
-    return [keys[task] for task in range(tasks)]
-
-
-def _row_width(rows: DataFrame) -> int:
-    return sum(8 if isinstance(field.dataType, T.LongType) else 4 for field in rows.schema.fields if field.name != SPLIT)
-
-
-@contextmanager
-def _row_groups_of(spark: SparkSession, num_bytes: int) -> Iterator[None]:
-    """Row groups of a size. Parquet takes it in bytes alone, and a Delta write takes it from the session alone; without
-    dictionaries every row has the same width, so that bytes mean rows. Put back afterwards, on failure too."""
-    wanted = {"parquet.block.size": str(num_bytes), "parquet.enable.dictionary": "false"}
-    before = {name: spark.conf.get(name, None) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            spark.conf.set(name, value)
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, old)
+def _record_of(lake: Lake, plan: Plan, build_id: str, inputs: Mapping[str, Any], built: Built) -> dict[str, Any]:
+    table, settings = (*lake.build(plan.recipe.name, build_id), TABLE), plan.examples
+    version, row_groups = read_row_groups(lake, table, settings.format)
+    validate_counts(row_groups, built.num_rows, f"build {build_id}")
+    sizes = dict(zip(row_groups["path"].to_pylist(), row_groups["file_bytes"].to_pylist(), strict=True))
+    return {
+        **built.facts,
+        "columns": [asdict(column) for column in built.facts["columns"]],
+        "build": build_id,
+        "recipe": plan.recipe.name,
+        "inputs": inputs,
+        "format": settings.format,
+        "version": version,
+        "table": "/".join(table),
+        "num_rows": built.num_rows,
+        "label_kind": settings.predict.kind,
+        "weight": "weight" if plan.weight else None,
+        "features": {feature.name: feature.how for feature in plan.features},
+        "contracts": {name: contract.fingerprint for name, contract in plan.contracts.items()},
+        "files": len(sizes),
+        "row_groups": row_groups.num_rows,
+        "bytes": sum(sizes.values()),
+    }

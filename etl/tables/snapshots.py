@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from etl.tables.example_files import raise_retention, read_row_groups, validate_counts
-from etl.tables.examples import RETENTION, find_build
+from etl.tables.example_layout import RETENTION
+from etl.tables.examples import find_build
 from lakering.lake import Lake
 from lakering.manifest import Column, Manifest
 

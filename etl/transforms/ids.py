@@ -28,7 +28,8 @@ def fit_vocabulary(train: DataFrame, settings: Mapping[str, IdSettings]) -> Data
     known = counts.withColumn("_rank", rank).where(F.col("_rank") <= setting(lambda s: s.max_size))
     feature = F.array(*map(F.lit, names))[F.col("_place")]
     first = setting(lambda s: FIRST_BUCKET + s.buckets)
-    return known.select(feature.alias("feature"), "value", "count", (first + F.col("_rank") - 1).cast("int").alias("id"))
+    learnt = known.select(feature.alias("feature"), "value", "count", (first + F.col("_rank") - 1).cast("int").alias("id"))
+    return learnt.repartition(1).sortWithinPartitions("feature", "id")
 
 
 def with_ids(rows: DataFrame, vocabulary: DataFrame, settings: Mapping[str, IdSettings]) -> DataFrame:

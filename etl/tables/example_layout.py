@@ -1,0 +1,96 @@
+"""How example rows lie in files: in the order of a seeded hash, files and row groups of even size, no dictionaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from etl.transforms.row_ids import ROW_ID
+from etl.transforms.splits import SPLIT, uniform
+from lakering.manifest import SPLITS
+
+#: Long enough that nothing which cleans tables by their own settings touches a pinned version.
+RETENTION = "interval 36500 days"
+TABLE_PROPERTIES = {
+    "delta.enableDeletionVectors": "false",
+    "delta.columnMapping.mode": "none",
+    "delta.deletedFileRetentionDuration": RETENTION,
+    "delta.logRetentionDuration": RETENTION,
+    "delta.dataSkippingNumIndexedCols": "0",
+}
+KEYS_PER_FILE = 5_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are put into files. ``seed`` orders them."""
+
+    format: str
+    row_group_rows: int
+    row_groups_per_file: int
+    seed: int
+
+    def num_files(self, num_rows: int) -> int:
+        return math.ceil(num_rows / (self.row_group_rows * self.row_groups_per_file))
+
+
+def write_keys(uri: str, keys: DataFrame, num_rows: int) -> None:
+    files = math.ceil(num_rows / KEYS_PER_FILE)
+    keys.repartition(files, ROW_ID).sortWithinPartitions(ROW_ID).write.parquet(uri)
+
+
+def write_rows(uri: str, rows: DataFrame, num_rows: Mapping[str, int], layout: Layout) -> None:
+    """Writes example rows in the order of a seeded hash of ``row_id``, each file by a task of its own, so that the same
+    rows give the same files. Files and row groups are of even size."""
+    files = {split: layout.num_files(num_rows.get(split, 0)) for split in SPLITS}
+    share = uniform(F.xxhash64(F.col(ROW_ID), F.lit(layout.seed)))
+    index, first = F.lit(0), 0
+    for split, count in files.items():
+        index = F.when(F.col(SPLIT) == split, first + F.floor(share * count)).otherwise(index)
+        first += count
+    # As bigint, as the keys were found: Spark hashes an int otherwise.
+    tasks = F.array(*[F.lit(key).cast("bigint") for key in _task_keys(rows.sparkSession, first)])
+    placed = rows.withColumns({"_share": share, "_task": tasks[index.cast("int")]})
+    ordered = placed.repartition(first, "_task").sortWithinPartitions(SPLIT, "_share", ROW_ID).drop("_share", "_task")
+    with _row_groups_of(rows.sparkSession, layout.row_group_rows * _row_width(rows)):
+        writer = ordered.write.partitionBy(SPLIT)
+        if layout.format == "parquet":
+            writer.parquet(uri)
+        else:
+            writer.format("delta").options(**TABLE_PROPERTIES).save(uri)
+
+
+def _task_keys(spark: SparkSession, tasks: int) -> list[int]:
+    """For each task a number that Spark's hash partitioning sends to it: ``repartition`` takes a column, not a place."""
+    numbers = spark.range(64 * tasks + 64)
+    found = numbers.groupBy(F.pmod(F.hash("id"), F.lit(tasks)).alias("task")).agg(F.min("id").alias("number")).collect()
+    keys = {row["task"]: row["number"] for row in found}
+    return [keys[task] for task in range(tasks)]
+
+
+def _row_width(rows: DataFrame) -> int:
+    return sum(8 if isinstance(field.dataType, T.LongType) else 4 for field in rows.schema.fields if field.name != SPLIT)
+
+
+@contextmanager
+def _row_groups_of(spark: SparkSession, num_bytes: int) -> Iterator[None]:
+    """Row groups of a size. Parquet takes it in bytes alone, and a Delta write takes it from the session alone; without
+    dictionaries every row has the same width, so that bytes mean rows. Put back afterwards, on failure too."""
+    wanted = {"parquet.block.size": str(num_bytes), "parquet.enable.dictionary": "false"}
+    before = {name: spark.conf.get(name, None) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            spark.conf.set(name, value)
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                spark.conf.unset(name)
+            else:
+                spark.conf.set(name, old)

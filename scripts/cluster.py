@@ -100,9 +100,8 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for name, pid in self.notes()["pids"].items():
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-                if not is_daemon(pid):
+                # Asked of the kernel: the command line, which tells a daemon from another process, is empty during exec.
+                if os.waitpid(pid, os.WNOHANG)[0] == pid:
                     end = "\n  ".join((self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-10:])
                     raise ClusterError(f"{name} has ended; its log ({self.folder / f'{name}.log'}) says:\n  {end}")
             with contextlib.suppress(OSError, ValueError, urllib.error.URLError):

@@ -31,7 +31,7 @@ def spark(spark_conf_dir: Path) -> Iterator[SparkSession]:
     session.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def submit(spark_conf_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a job as a user does: ``spark-submit`` in a process of its own."""
 

@@ -112,9 +112,11 @@ def _asof_stream(plan: Plan, name: str, asof: Asof, rows: DataFrame) -> tuple[St
     on = [F.col(quote_name(right)).alias(f"_on_{left}") for left, right in asof.on.items()]
     known = micros([F.col(quote_name(side.event_time))])
     values = F.struct(*[_joined_feature(plan, rows, feature, column) for feature, column in asof.columns.items()])
-    last = F.struct(known.alias("known"), _tie(side, [*asof.on.values(), side.event_time]).alias("tie"), values.alias("value"))
+    last = F.struct(known.alias("known"), values.alias("value"))
+    tie = _tie(side, [*asof.on.values(), side.event_time])
+    frame = rows.select(*on, known.alias("known"), last.alias("last"), tie.alias("tie"))
     # One microsecond more: a row exactly as old as the limit still counts.
-    stream = Stream(name, rows.select(*on, known.alias("known"), last.alias("last")), last_within=asof.seconds * SECOND + 1)
+    stream = Stream(name, frame, last_within=asof.seconds * SECOND + 1)
     return stream, [F.col(f"{stream.last}.value")[feature].alias(feature) for feature in asof.columns]
 
 
@@ -144,7 +146,7 @@ def _aggregate_stream(name: str, aggregate: Aggregate, events: DataFrame, scale:
     figures = {seconds * SECOND: features for seconds, features in aggregate.windows.items()}
     lasts = [window for window, features in figures.items() if "last" in features]
     if lasts:
-        columns.append(F.struct(known.alias("known"), F.col("_tie").alias("tie"), value.alias("value")).alias("last"))
+        columns += [F.struct(known.alias("known"), value.alias("value")).alias("last"), F.col("_tie").alias("tie")]
     frame = events.where(value.isNotNull()).select(*_keys(aggregate.by), *columns)
     sums = {window: bool({"avg", "sum"} & features.keys()) for window, features in figures.items() if features.keys() - {"last"}}
     stream = Stream(name, frame, sums, last_within=max(lasts) if lasts else None)

@@ -30,7 +30,8 @@ class Stream:
     """Values as they became known.
 
     ``frame`` has the examples' key columns and ``known`` (bigint, microseconds); for sums ``number`` (bigint); for the
-    latest value ``last``, a struct whose first field is ``known`` and whose next fields settle ties. ``windows`` maps
+    latest value ``last``, a struct with a field ``known``, and ``tie`` (bigint), by which the last of several that became
+    known together is told. ``windows`` maps
     lengths in microseconds to whether numbers are summed, beside being counted; ``last_within`` is how old, in
     microseconds, the latest value may be (exclusive)."""
 
@@ -62,19 +63,20 @@ def with_past(examples: DataFrame, keys: Sequence[str], streams: Sequence[Stream
     queries = examples.withColumns({"_bucket": _bucket(moment, width), "_turn": moment * 2 + 1})
     line = reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True),
                   [_line_of(stream, keys, width) for stream in streams], queries)  # fmt: skip
+    ties = ["_tie"] if any(stream.last_within is not None for stream in streams) else []
     # The bucket first: what rows are sorted by first is compared fastest, and keys are often few.
-    past = Window.partitionBy("_bucket", *keys).orderBy("_turn").rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    past = Window.partitionBy("_bucket", *keys).orderBy("_turn", *ties).rowsBetween(Window.unboundedPreceding, Window.currentRow)
     matched = reduce(Expr.__and__, [F.col(key).isNotNull() for key in keys], F.lit(True))
     running: dict[str, Expr] = {}
     for stream in streams:
         for name in _sums(stream):
             running[name] = F.when(matched, F.coalesce(F.sum(name).over(past), F.lit(0).cast("bigint")))
         if stream.last_within is not None:
-            newest = F.max(stream.last).over(past)
+            newest = F.last(stream.last, ignorenulls=True).over(past)
             running[stream.last] = F.when(matched & (newest["known"] > moment - stream.last_within), newest)
     # One select: each of several would be a window, and a pass, of its own.
     figured = line.select(*[c for c in line.columns if c not in running], *[e.alias(n) for n, e in running.items()])
-    return figured.where("_turn & 1 = 1").drop("_bucket", "_turn")
+    return figured.where("_turn & 1 = 1").drop("_bucket", "_turn", "_tie")
 
 
 def _line_of(stream: Stream, keys: Sequence[str], width: int) -> DataFrame:
@@ -93,13 +95,13 @@ def _line_of(stream: Stream, keys: Sequence[str], width: int) -> DataFrame:
         *[[_bucket(known + w, width), known + w, *[-one if w == v else none for v in windows], F.lit(False)] for w in windows],
     ]
     signs = [stream.count(w) for w in windows]
-    fields = [*keys, *(["number"] if any(stream.windows.values()) else []), *(["last"] if within is not None else [])]
+    fields = [*keys, *(["number"] if any(stream.windows.values()) else []), *(["last", "tie"] if within is not None else [])]
     there = reduce(Expr.__and__, [F.col(key).isNotNull() for key in keys], known.isNotNull())
     stacked = F.stack(F.lit(len(rows)), *[cell for row in rows for cell in row]).alias("_bucket", "_time", *signs, "_carries")
     line = stream.frame.where(there).select(*fields, stacked).where("_bucket is not null")
     columns = {stream.sum(w): F.col(stream.count(w)) * F.col("number") for w, summed in stream.windows.items() if summed}
     if within is not None:
-        columns[stream.last] = F.when(F.col("_carries"), F.col("last"))
+        columns |= {stream.last: F.when(F.col("_carries"), F.col("last")), "_tie": F.col("tie")}
     return line.select(*keys, "_bucket", (F.col("_time") * 2).alias("_turn"), *signs, *[c.alias(n) for n, c in columns.items()])
 
 

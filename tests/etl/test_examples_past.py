@@ -16,7 +16,7 @@ WINDOW = 100
 def seen_from(spark, moments, events, *, last_within=None):
     """(count, sum, last) at each moment, of events (key, known, value) within ``WINDOW``."""
     values = spark.createDataFrame(events, "k string, known bigint, number bigint")
-    values = values.withColumn("last", F.struct("known", "number"))
+    values = values.withColumns({"last": F.struct("known", "number"), "tie": F.col("number")})
     examples = spark.createDataFrame([(i, k, t) for i, (k, t) in enumerate(moments)], "i int, k string, _moment bigint")
     stream = Stream("s", values, {WINDOW: True}, last_within=last_within)
     rows = with_past(examples, ["k"], [stream]).collect()

@@ -102,7 +102,7 @@ def test_columns_stand_in_a_fixed_order_without_nulls(built):
 def test_files_and_row_groups_are_of_even_size(built):
     lake, record = built
     groups = build_manifest(lake, "trips", record["build"]).row_groups.to_pylist()
-    sizes = {}
+    sizes: dict[tuple[str, str], list[int]] = {}
     for group in groups:
         sizes.setdefault((group["split"], group["path"]), []).append(group["num_rows"])
     per_split = {split: [sum(s) for (of, _), s in sizes.items() if of == split] for split in record["num_rows"]}
@@ -147,7 +147,7 @@ def test_a_snapshot_names_every_row_group_and_comes_out_the_same_twice(built):
 
 
 def test_a_build_is_named_by_its_inputs(spark, built):
-    lake, record = built
+    _, record = built
     assert name_build(record["inputs"], lambda _: True, new=False) == record["build"]
     assert (
         name_build(record["inputs"], {record["build"], record["build"] + "-2"}.__contains__, new=True) == record["build"] + "-3"

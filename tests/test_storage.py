@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from lakering.errors import IntegrityError, SettingError, StageError
 from lakering.lake import Lake
-from lakering.manifest import ROW_GROUP_SCHEMA, Column, Manifest, read_manifest, validate_files
+from lakering.manifest import ROW_GROUP_SCHEMA, Column, Manifest, read_manifest, validate_files, write_pin
 from lakering.storage import Storage, StorageSettings
 
 
@@ -82,6 +85,42 @@ def test_a_changed_manifest_is_refused(tmp_path, file):
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(IntegrityError):
         read_manifest(lake, "trips")
+
+
+KILLED_SNAPSHOT = """
+import os, signal, sys
+from lakering.lake import Lake
+from lakering.manifest import write_pin
+from lakering.storage import Storage
+from tests.test_storage import manifest
+
+write_json = Storage.write_json
+
+def dying(self, value, *parts):
+    if parts[-1] == sys.argv[2] or parts[0] == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(self, value, *parts)
+
+Storage.write_json = dying
+lake = Lake(Storage(sys.argv[1]))
+manifest().write(lake)
+write_pin(lake, manifest(), by="snapshot")
+"""
+
+
+@pytest.mark.parametrize("point", ["manifest.json", "pins"])
+def test_a_snapshot_killed_before_its_manifest_or_pin_is_made_whole_by_the_next(tmp_path, point):
+    root = Path(__file__).resolve().parents[1]
+    killed = subprocess.run([sys.executable, "-c", KILLED_SNAPSHOT, str(tmp_path), point], cwd=root, timeout=60)
+    assert killed.returncode == -9
+    lake = Lake(Storage(str(tmp_path)))
+    if point == "manifest.json":
+        with pytest.raises(StageError, match="no snapshot"):
+            read_manifest(lake, "trips")
+    name = manifest().write(lake)
+    write_pin(lake, manifest(), by="snapshot")
+    assert read_manifest(lake, "trips").id == name
+    assert lake.storage.list("pins") == [f"{name}.json"]
 
 
 def test_files_that_are_gone_or_changed_are_named(tmp_path):

@@ -112,13 +112,17 @@ def test_the_cluster_makes_the_same_examples_and_losses_as_local_mode(local, clu
     assert losses_of(tmp_path / "lake")[:20] == pytest.approx(losses_of(lake)[:20], rel=1e-5)
 
 
-def test_one_rank_in_plain_python_has_the_losses_of_two_ranks_under_spark(local, rides, tmp_path):
+@pytest.mark.parametrize("launcher", [["python"], ["horovodrun", "-np", "2", "--network-interface", "lo", "python"]])
+def test_other_launchers_have_the_losses_of_two_ranks_under_spark(local, rides, tmp_path, launcher):
     lake, _ = local
     for name in ("snapshots", "examples"):
         (tmp_path / name).symlink_to(lake / name)
-    command = [sys.executable, "training/jobs/train.py", "--recipe", RECIPE, "--lake", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "RIDES": str(rides)}, capture_output=True, text=True, timeout=300)
+    command = [*launcher, "training/jobs/train.py", "--recipe", RECIPE, "--lake", str(tmp_path)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "RIDES": str(rides), "PATH": path}, capture_output=True,
+                          text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train: ok") == 1, "one summary, whatever the number of ranks"
     assert losses_of(tmp_path)[:20] == pytest.approx(losses_of(lake)[:20], rel=1e-5)
 
 

@@ -37,7 +37,7 @@ lint: setup      ## style, types, import rules, contracts
 test: lint data  ## lint, then the tests
 	$(BIN)/python -m pytest
 
-faults: data     ## the slow faults: processes killed in the middle, full disks
+faults: data     ## the slow faults: processes killed in the middle
 	$(BIN)/python -m pytest -m faults
 
 bench-start: setup ## seconds from a job's launch to its first Spark action, less a bare session's

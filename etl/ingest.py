@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pyspark import StorageLevel
+from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from etl.sources.files import SourceFile, list_files, read_header, read_lines, validate_unchanged
-from etl.tables import Counts, table_lock, write_quarantine, write_rows
+from etl.tables import Counts, table_id, table_lock, write_quarantine, write_rows
 from etl.transforms.parsing import with_csv_cells, with_json_cells
 from etl.transforms.provenance import with_content_hash
 from etl.transforms.validation import with_typed_columns
@@ -55,14 +56,28 @@ class _Group:
     files: list[SourceFile]
 
 
-def ingest_table(spark: SparkSession, recipe: Recipe, contract: Contract, sources: tuple[Source, ...], *,
-                 now: datetime.datetime, reread: bool = False) -> IngestResult:  # fmt: skip
+def ingest_table(
+    spark: SparkSession,
+    recipe: Recipe,
+    contract: Contract,
+    sources: tuple[Source, ...],
+    *,
+    now: datetime.datetime,
+    reread: bool = False,
+    result: IngestResult | None = None,
+) -> IngestResult:
     """Puts what the sources hold into the contract's table. Files that are in already, unchanged, are not read again
-    unless ``reread``. Raises InputError for files, RefusedError when too many rows broke the contract."""
-    lake, result = recipe.lake, IngestResult()
-    listed = [(source, list_files(recipe.resolve(source.files), lake.storage.settings)) for source in sources]
+    unless ``reread``. ``result`` is filled as far as the ingest comes, failed or not.
+
+    Raises InputError for files, RefusedError when too many rows broke the contract."""
+    lake = recipe.lake
+    result = IngestResult() if result is None else result
+    listed = _list_sources(recipe, contract, sources)
     with table_lock(lake, contract.table):
+        wanted = {file.identity(contract.version) for _, files in listed for file in files}
         known = set() if reread else _known_files(lake, contract)
+        if contract.repeated_key == "replace" and known != wanted:
+            known = set()  # the table becomes what all of the files say, so one that has changed asks for all
         groups = []
         for source, files in listed:
             fresh = [file for file in files if file.identity(contract.version) not in known]
@@ -75,21 +90,34 @@ def ingest_table(spark: SparkSession, recipe: Recipe, contract: Contract, source
     return result
 
 
+def _list_sources(recipe: Recipe, contract: Contract, sources: tuple[Source, ...]) -> list[tuple[Source, list[SourceFile]]]:
+    """Each source's files; a file that two sources name is the first one's."""
+    seen: dict[str, Source] = {}
+    listed = []
+    for source in sources:
+        files = list_files(recipe.resolve(source.files), recipe.lake.storage.settings)
+        for file in files:
+            if seen.setdefault(file.uri, source).format != source.format:
+                both = f"{file.path} is named as {seen[file.uri].format} and as {source.format}"
+                raise recipe.document.error(("tables", contract.table, "sources"), both)
+        listed.append((source, [file for file in files if seen[file.uri] is source]))
+    return listed
+
+
 def _known_files(lake: Lake, contract: Contract) -> set[str]:
-    folder = lake.progress(contract.table)
-    return {name for record in lake.storage.list(*folder) if record.endswith(".json")
-            for name in lake.storage.read_json(*folder, record)["files"]}  # fmt: skip
+    """The files that are in the table that is there now: records of another table of its name do not count."""
+    folder, table = lake.progress(contract.table), table_id(lake, contract.table)
+    records = [lake.storage.read_json(*folder, name) for name in lake.storage.list(*folder) if name.endswith(".json")]
+    return {name for record in records if record["table"] == table for name in record["files"]}
 
 
 def _write_progress(lake: Lake, contract: Contract, groups: list[_Group], result: IngestResult, now: datetime.datetime) -> None:
     files = sorted(file.identity(contract.version) for group in groups for file in group.files)
-    record = {
-        "files": files,
-        "contract_version": contract.version,
-        "completed_at": now.isoformat(),
-        "counts": asdict(result),
-    }
-    lake.storage.write_json(record, *lake.progress(contract.table), f"{fingerprint(files)}.json")
+    record = {"files": files, "table": table_id(lake, contract.table), "contract_version": contract.version,
+              "completed_at": now.isoformat(), "counts": asdict(result)}  # fmt: skip
+    # A `keep` table holds the files of all its ingests, a `replace` table those of the last.
+    name = "current" if contract.repeated_key == "replace" else fingerprint(files)
+    lake.storage.write_json(record, *lake.progress(contract.table), f"{name}.json")
 
 
 def _groups(source: Source, files: list[SourceFile], contract: Contract, lake: Lake, result: IngestResult) -> list[_Group]:
@@ -150,12 +178,18 @@ def _ingest(spark: SparkSession, lake: Lake, contract: Contract, groups: list[_G
 
 
 def _parse(lines: DataFrame, group: _Group, contract: Contract) -> DataFrame:
-    filled = lines.where(F.trim("_raw") != "")
+    filled = lines.where(F.col("_raw").rlike(r"\S"))
     if group.source.format == "json":
         cells = with_json_cells(filled, contract)
     else:
         cells = with_csv_cells(filled.where("_position > 1"), contract, group.header)
-    return with_content_hash(with_typed_columns(cells, contract), contract)
+    try:
+        return with_content_hash(with_typed_columns(cells, contract), contract)
+    except (AnalysisException, ParseException) as error:
+        reason = str(error).split(" SQLSTATE")[0].splitlines()[0]
+        raise contract.document.error(
+            (), f"a derived column of table '{contract.table}' cannot be worked out: {reason}"
+        ) from None
 
 
 def _count_refused(result: IngestResult, refused: Counter[tuple[str | None, str]]) -> None:

@@ -204,8 +204,9 @@ def with_overrides(document: Document, overrides: Iterable[str]) -> Document:
         if not separator or not key:
             raise SettingError(f"--set {override!r}: expected key=value, such as training.epochs=5")
         try:
-            parsed = yaml.safe_load(text) if _compose(text) is not None else None
-        except yaml.YAMLError as error:
+            node = _compose(text)
+            parsed = _plain(node, (), {}, document.path, None) if node is not None else None
+        except (yaml.YAMLError, ValueError) as error:
             raise SettingError(f"--set {override!r}: {getattr(error, 'problem', error)}") from None
         value = _with(value, key.split("."), parsed, override)
     return Document(document.path, value, document.lines)

@@ -94,7 +94,8 @@ class Manifest:
         return self.row_groups.filter(pa.compute.equal(self.row_groups["split"].cast(pa.string()), name))
 
     def _identity(self) -> dict[str, Any]:
-        return {"format": FORMAT, "build": self.build, "version": self.version, "schema": self.schema_hash}
+        facts = {name: value for name, value in self.__dict__.items() if name != "row_groups"}
+        return {**facts, "columns": [asdict(column) for column in self.columns], "format": FORMAT}
 
     def _row_group_bytes(self) -> bytes:
         sink = pa.BufferOutputStream()
@@ -104,10 +105,8 @@ class Manifest:
     def write(self, lake: Lake) -> str:
         """Writes both files, the JSON last, and returns the snapshot's id."""
         folder, content = lake.snapshot(self.recipe, self.id), self._row_group_bytes()
-        facts = {name: value for name, value in self.__dict__.items() if name != "row_groups"}
-        facts["columns"] = [asdict(column) for column in self.columns]
-        facts |= {"format": FORMAT, "id": self.id, "schema_hash": self.schema_hash, "num_rows": self.num_rows,
-                  "row_groups_sha256": _checksum(content)}  # fmt: skip
+        facts = self._identity() | {"id": self.id, "schema_hash": self.schema_hash, "num_rows": self.num_rows,
+                                    "row_groups_sha256": _checksum(content)}  # fmt: skip
         lake.storage.write(content, *folder, ROW_GROUPS)
         lake.storage.write_json(facts, *folder, JSON)
         return self.id
@@ -117,7 +116,7 @@ def read_manifest(lake: Lake, recipe: str, snapshot_id: str | None = None) -> Ma
     """The manifest of a snapshot, the newest one by default.
 
     Raises StageError when there is none, IntegrityError when its files do not belong together."""
-    command = f"spark-submit --properties-file spark-defaults.conf etl/jobs/snapshot.py --recipe recipes/{recipe}.yaml"
+    command = "spark-submit --properties-file spark-defaults.conf etl/jobs/snapshot.py --recipe FILE"
     chosen = snapshot_id or lake.newest(SNAPSHOTS, recipe, marker=JSON)
     if chosen is None or not lake.storage.exists(*lake.snapshot(recipe, chosen), JSON):
         which = f"snapshot {snapshot_id!r}" if snapshot_id else "snapshot"

@@ -145,8 +145,12 @@ class Storage:
         """Writes a file whole or not at all, and durably."""
         path = self.path(*parts)
         if not self.is_local:
-            with self.filesystem.open_output_stream(path) as stream:
+            puts_whole = urlsplit(self.root).scheme in S3_SCHEMES
+            target = path if puts_whole else f"{path}.tmp-{os.getpid()}"
+            with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
+            if not puts_whole:
+                self.filesystem.move(target, path)
             return
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)

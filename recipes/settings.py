@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
 
 from lakering.documents import Settings
+from lakering.errors import SettingError
 from lakering.names import validate_name
 
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
+
+
+def parse_bound(text: str) -> datetime.datetime:
+    """The instant in a bound such as ``< 2013-09-01`` (UTC). Raises ValueError on anything else."""
+    if not re.fullmatch(r"< \d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}:\d{2})?", text):
+        raise ValueError(text)
+    return datetime.datetime.fromisoformat(text.removeprefix("< ")).replace(tzinfo=datetime.UTC)
 
 
 def _duration(text: str) -> str:
@@ -27,7 +36,16 @@ def parse_duration(text: str) -> int:
 
 
 Duration = Annotated[str, AfterValidator(_duration)]
-Name = Annotated[str, AfterValidator(lambda text: validate_name(text, "name"))]
+
+
+def _name(text: str) -> str:
+    try:
+        return validate_name(text, "name")
+    except SettingError as error:
+        raise ValueError(error.message) from None  # so that the document can tell the line
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class Source(Settings):
@@ -62,9 +80,9 @@ class FeatureColumn(Settings):
 class IdSettings(Settings):
     """How ids are learnt: values seen less often than ``min_count`` in train share ``buckets`` hashed buckets."""
 
-    min_count: int = Field(2, ge=1)
-    buckets: int = Field(1, ge=1, le=1_000_000)
-    max_size: int = Field(1_000_000, ge=1)
+    min_count: StrictInt = Field(2, ge=1)
+    buckets: StrictInt = Field(1, ge=1, le=1_000_000)
+    max_size: StrictInt = Field(1_000_000, ge=1)
 
 
 class ColumnFeature(FeatureColumn):
@@ -122,7 +140,10 @@ class AggregateFeature(Settings):
     @model_validator(mode="after")
     def _named(self) -> AggregateFeature:
         if self.name is None:
-            validate_name(self.aggregate, "an aggregate over an expression needs a 'name';")
+            try:
+                validate_name(self.aggregate, "an aggregate over an expression needs a 'name';")
+            except SettingError as error:
+                raise ValueError(error.message) from None
         return self
 
 
@@ -162,13 +183,15 @@ class TimeSplit(Settings):
     @field_validator("train", "validation")
     @classmethod
     def _bound(cls, text: str) -> str:
-        if not re.fullmatch(r"< \d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}:\d{2})?", text):
-            raise ValueError("expected a bound such as '< 2013-09-01' (UTC)")
+        try:
+            parse_bound(text)
+        except ValueError:
+            raise ValueError("expected a bound such as '< 2013-09-01' (UTC)") from None
         return text
 
     @model_validator(mode="after")
     def _ordered(self) -> TimeSplit:
-        if self.train >= self.validation:
+        if parse_bound(self.train) >= parse_bound(self.validation):
             raise ValueError(f"train ({self.train}) must end before validation ({self.validation})")
         return self
 
@@ -194,34 +217,34 @@ class Examples(Settings):
     features: tuple[Feature, ...] = Field(min_length=1)
     split: Annotated[TimeSplit | HashSplit, Field(discriminator="by")]
     format: Literal["delta", "parquet"] = "delta"
-    row_group_rows: int = Field(65536, ge=1)
-    row_groups_per_file: int = Field(4, ge=1)
-    seed: int = 17
+    row_group_rows: StrictInt = Field(65536, ge=1)
+    row_groups_per_file: StrictInt = Field(4, ge=1)
+    seed: StrictInt = 17
 
 
 class Training(Settings):
     """How the model is trained. ``lanes`` and ``window`` (row groups in a shuffle block) order the rows; neither
     depends on the number of ranks. ``lanes`` 0 means the largest divisor of the batch up to 1024."""
 
-    global_batch_size: int = Field(4096, ge=1)
-    epochs: int = Field(3, ge=1)
+    global_batch_size: StrictInt = Field(4096, ge=1)
+    epochs: StrictInt = Field(3, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: StrictInt = Field(0, ge=0)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["float32", "float64"] = "float32"
-    seed: int = Field(17, ge=0)
-    window: int = Field(16, ge=1)
-    lanes: int = Field(0, ge=0)
-    checkpoint_every: int = Field(200, ge=1, description="steps")
-    keep_checkpoints: int = Field(3, ge=1)
+    seed: StrictInt = Field(17, ge=0)
+    window: StrictInt = Field(16, ge=1)
+    lanes: StrictInt = Field(0, ge=0)
+    checkpoint_every: StrictInt = Field(200, ge=1, description="steps")
+    keep_checkpoints: StrictInt = Field(3, ge=1)
 
 
 class Evaluation(Settings):
     split: Literal["train", "validation", "test"] = "test"
     trees: bool = Field(True, description="train boosted trees on the same columns, as a baseline")
-    max_tree_rows: int = Field(2_000_000, ge=1)
+    max_tree_rows: StrictInt = Field(2_000_000, ge=1)
 
 
 class Storage(Settings):

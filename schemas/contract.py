@@ -11,7 +11,6 @@ from lakering.errors import nearest
 from lakering.names import fingerprint
 from schemas.expressions import Expression
 
-CONTRACT_VERSION = "contract_version"
 #: Columns that every table carries besides the contract's own (see ``etl.transforms.provenance``).
 PROVENANCE = ("_source", "_position", "_content_hash")
 
@@ -93,7 +92,7 @@ class Contract:
     def fingerprint(self) -> str:
         """Names everything in the contract that decides what a row becomes."""
         return fingerprint([self.table, self.version, [repr(c) for c in self.columns], self.key, self.partition_by,
-                            repr(self.dialect), self.repeated_key, self.order_by])  # fmt: skip
+                            repr(self.dialect), self.repeated_key, self.order_by, self.event_time])  # fmt: skip
 
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)

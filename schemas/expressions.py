@@ -2,8 +2,9 @@
 
 An expression is parsed here, before Spark sees it. Only columns, literals, operators and the functions of
 ``schemas.grammar`` pass: nothing that reaches the JVM, reads a clock or a random source, or holds a query. Operators and
-casts that would throw on a bad row (ANSI mode) are rewritten to their ``try_`` form, so that one row can never stop the
-rows beside it: it gets a null, and the contract says what a null means.
+casts that would throw on a bad row (ANSI mode) are rewritten to their ``try_`` form: a row gets a null instead of
+stopping the rows beside it, and the contract says what a null means. Texts are not numbers: where Spark would cast one
+unasked (``text_column > 5``), write the cast.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from sqlglot.parsers.spark import SparkParser
 
 from lakering.errors import SettingError, nearest
 
-#: Functions that are deterministic, read nothing, and answer null rather than throw.
+#: Functions that are deterministic, read nothing, and answer null rather than throw on the values of their types.
 FUNCTIONS = frozenset(
     """
     coalesce ifnull nvl nullif greatest least isnull isnotnull
@@ -32,6 +32,7 @@ OPERATORS: tuple[type[exp.Expression], ...] = (
     exp.Case, exp.If, exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.Interval, exp.Var,
     exp.Cast, exp.TryCast, exp.DataType, exp.DataTypeParam, exp.Anonymous,
 )  # fmt: skip
+UNITS = ("microsecond", "millisecond", "second", "minute", "hour", "day", "week", "month", "year")
 TRY_FORMS = {
     exp.Add: "try_add",
     exp.Sub: "try_subtract",
@@ -94,5 +95,12 @@ def _validate(node: exp.Expr, text: str) -> None:
         )
     elif isinstance(node, exp.Column) and (node.table or isinstance(node.this, exp.Star)):
         raise SettingError(f"expression {text!r}: {node.sql()!r} must be the plain name of a column")
+    elif isinstance(node, exp.Interval):
+        unit = node.args.get("unit")
+        name = str(unit.this).lower().removesuffix("s") if unit is not None else ""
+        if name not in UNITS or not isinstance(node.this, exp.Literal):
+            raise SettingError(
+                f"expression {text!r}: an interval is a number and a unit, such as interval 2 hours{nearest(name, UNITS)}"
+            )
     elif isinstance(node, exp.In) and (node.args.get("query") or node.args.get("unnest") or node.args.get("field")):
         raise SettingError(f"expression {text!r}: IN takes a list of values")

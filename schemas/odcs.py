@@ -8,13 +8,14 @@ schema object (``TableProperties``) and of its properties (``ColumnProperties``)
 from __future__ import annotations
 
 import codecs
+import datetime
 import difflib
 import re
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
 from open_data_contract_standard.model import CustomProperty, OpenDataContractStandard, SchemaObject, SchemaProperty
 from pydantic import BaseModel, Field, ValidationError
@@ -193,21 +194,20 @@ def _build_type(document: Document, item: SchemaProperty, at: At) -> str:
 
 def _build_rules(document: Document, item: SchemaProperty, kind: str, at: At) -> tuple[Rule, ...]:
     rules = []
-    names = TEXT_RULES if kind == "string" else NUMBER_RULES
+    names = TEXT_RULES if kind == "string" else () if kind == "boolean" else NUMBER_RULES
     for name, argument in (item.logicalTypeOptions or {}).items():
         where = (*at, "logicalTypeOptions", name)
         if name not in names:
             raise document.error(where, f"{name!r} is no rule for a {kind}{nearest(name, names)}")
-        wrong = isinstance(argument, bool) or not isinstance(
-            argument, str if name == "pattern" or kind in ("date", "timestamp") else int | float
-        )
-        if wrong:
+        if not _fits(argument, "string" if name == "pattern" else "bigint" if name in TEXT_RULES else kind):
             raise document.error(where, f"{name} {argument!r} has the wrong type")
         if name == "pattern":
             try:
                 re.compile(argument)
             except re.error as error:
                 raise document.error(where, f"pattern {argument!r} is not a regular expression: {error}") from None
+            if "(?P" in argument:
+                raise document.error(where, f"pattern {argument!r}: groups are named as Java does, (?<name>...)")
         rules.append(Rule(name, argument))
     for index, quality in enumerate(item.quality or []):
         where = (*at, "quality", index)
@@ -215,8 +215,26 @@ def _build_rules(document: Document, item: SchemaProperty, kind: str, at: At) ->
         if not isinstance(values, list) or quality.mustBe != 0:
             raise document.error(where, "only {metric: invalidValues, arguments: {validValues: [...]}, mustBe: 0} is "
                                         "checked here; write other rules as logicalTypeOptions")  # fmt: skip
+        for value in values:
+            if not _fits(value, kind):
+                raise document.error(
+                    where, f"valid value {value!r} is no {kind}" + (" (write it in quotes)" if kind == "string" else "")
+                )
         rules.append(Rule("validValues", tuple(values)))
     return tuple(rules)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of YAML can be compared with a column of this type."""
+    if kind in ("date", "timestamp"):
+        try:
+            return isinstance(value, str) and bool(datetime.datetime.fromisoformat(value))
+        except ValueError:
+            return False
+    if kind in ("string", "boolean"):
+        return isinstance(value, str if kind == "string" else bool)
+    whole = kind.endswith("int")
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
 def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect:
@@ -226,9 +244,13 @@ def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect
     except LookupError:
         raise document.error(at, f"encoding {ours.encoding!r} is not known") from None
     if ours.timestamp_zone and ours.timestamp_zone not in available_timezones():
-        raise document.error(at, f"timestampZone {ours.timestamp_zone!r} is not a zone{nearest(ours.timestamp_zone, [])}")
-    if ours.timestamp_zone:
-        ZoneInfo(ours.timestamp_zone)
+        raise document.error(
+            at, f"timestampZone {ours.timestamp_zone!r} is not a zone{nearest(ours.timestamp_zone, available_timezones())}"
+        )
+    if ours.timestamp_zone and re.search("[XxZVzO]", re.sub("'[^']*'", "", ours.timestamp_format or "")):
+        raise document.error(at, "timestampFormat reads a zone from the text, so timestampZone has nothing to say; leave one out")
+    if ours.delimiter in (ours.quote, ours.escape):
+        raise document.error(at, f"delimiter {ours.delimiter!r} is the quote or the escape too")
     return Dialect(ours.delimiter, ours.quote, ours.escape, ours.null_tokens, "UTF-8", ours.timestamp_format,
                    ours.timestamp_zone, ours.extra_columns)  # fmt: skip
 

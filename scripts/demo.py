@@ -83,8 +83,9 @@ def report_lines(summaries: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield "examples   " + ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
     if "train" in summaries:
         training, last = summaries["train"]["training"], summaries["train"]["last epoch"]
-        speed = training["rows_per_second"]
-        yield f"training   {training['steps']:,} steps, {speed:,.0f} rows/s, loss {last['train_loss']:.4f}"
+        speed = training["rows_per_second"]  # none where a resumed training had no step left
+        told = f"{speed:,.0f} rows/s, " if speed else ""
+        yield f"training   {training['steps']:,} steps, {told}loss {last['train_loss']:.4f}"
     if "evaluate" in summaries:
         for name in ("model", "base rate", "boosted trees"):
             figures = summaries["evaluate"].get(name, {})

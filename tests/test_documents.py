@@ -106,6 +106,8 @@ def test_a_wrong_recipe_is_named_with_its_line(tmp_path, old, new, message):
         ),
         ("fare > 10", "fair > 10", r"file.yaml:19: .*derived from 'fair', which is not a column; did you mean 'fare'"),
         ("fare > 10", "reflect('x')", r"file.yaml:19: .*function 'reflect' is not allowed"),
+        ("fare > 10", "at - interval 2 huors > at", r"file.yaml:19: .*interval 2 hours; did you mean 'hour'"),
+        ("{minimum: 0}", "{minimum: '0'}", r"file.yaml:15: .*minimum '0' has the wrong type"),
         ("fare > 10", "late", r"derived columns late read each other in a circle"),
         ("name: late", "name: fare", r"file.yaml:19: .*column 'fare' stands here twice"),
         ("name: late", "name: ../late", r"column '../late' is not a name"),
@@ -133,6 +135,8 @@ def test_overrides_are_typed_and_checked_like_the_recipe(tmp_path):
     assert changed.section("examples")["examples"]["features"][1]["window"] == "1 day"
     with pytest.raises(SettingError, match="unknown key 'epoch'; did you mean 'epochs'"):
         read_recipe(path, overrides=["training.epoch=5"])
+    with pytest.raises(SettingError, match="unknown key 'from_day'"):
+        read_recipe(path, overrides=["training.from_day=2013-13-45"])
     with pytest.raises(SettingError, match="expected key=value"):
         read_recipe(path, overrides=["training.epochs"])
 

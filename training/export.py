@@ -29,7 +29,7 @@ def newest_run(lake: Lake, recipe: str, run_id: str | None = None) -> str:
         which = f"run {run_id!r} of recipe '{recipe}' with a trained model" if run_id else f"trained model of recipe '{recipe}'"
         raise StageError(
             f"no {which} in {lake.storage.root}",
-            next_step=f"spark-submit --properties-file spark-defaults.conf training/jobs/train.py --recipe recipes/{recipe}.yaml",
+            next_step="spark-submit --properties-file spark-defaults.conf training/jobs/train.py --recipe FILE",
         )
     return chosen
 

@@ -45,10 +45,10 @@ class Step:
             gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables, unconnected_gradients="zero")]
             facts = tf.stack([total, tf.reduce_sum(weights), tf.cast(failed, total.dtype)])
             *gradients, facts = world.sum_tensors([*gradients, facts], "step")
-            gradients = [g / facts[1] for g in gradients]
+            gradients = [tf.math.divide_no_nan(g, facts[1]) for g in gradients]  # a batch may weigh nothing
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
             optimizer.apply(gradients, rates)
-            return tf.stack([facts[0] / facts[1], norm, facts[2]])
+            return tf.stack([tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2]])
 
         self._run = run
 

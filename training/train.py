@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 from lakering import __version__
 from lakering.errors import InputError
 from lakering.lake import RUNS, Lake
+from lakering.lock import storage_lock
 from lakering.manifest import Manifest, read_manifest, validate_files
 from lakering.names import code_version, fingerprint
 from lakering.record import read_record, write_record
@@ -21,7 +23,7 @@ from recipes import Recipe
 from recipes.settings import Training
 from training.checkpoint import Checkpoint, newest_checkpoint
 from training.distributed import World
-from training.export import write_model
+from training.export import FOLDER, JSON, write_model
 from training.feed import Feed, Order
 from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
@@ -63,7 +65,17 @@ def train(world: World, request: Request) -> dict[str, Any]:
     chosen = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from)))
     run_id: str = chosen["run"]
     if chosen["complete"]:
+        world.from_first("newest", lambda: lake.make_newest(*lake.run(request["recipe"], run_id), FOLDER, JSON))
         return {"run": run_id, "made": False, "record": read_record(lake, request["recipe"], run_id), "notes": []}
+    with ExitStack() as held:
+        lock = storage_lock(lake.storage, *lake.run(request["recipe"], run_id), what=f"run {run_id}", wait=False)
+        world.from_first("lock", lambda: held.enter_context(lock))
+        record, notes = _train(world, lake, request, manifest, settings, run_id, made_from)
+    return {"run": run_id, "made": True, "record": record, "notes": notes}
+
+
+def _train(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
+           made_from: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     started = time.time()
     loop = _loop(world, lake, request, manifest, settings, run_id, made_from)
     checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
@@ -76,8 +88,7 @@ def train(world: World, request: Request) -> dict[str, Any]:
     world.from_first("record", lambda: write_record(
         lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
     loop.train()
-    record = world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started))
-    return {"run": run_id, "made": True, "record": record, "notes": notes}
+    return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started)), notes
 
 
 def _snapshot(world: World, lake: Lake, request: Request) -> Manifest:

@@ -204,8 +204,8 @@ def evaluate(
     plan: Plan, rows: DataFrame, expression: Expression, at: Path_, kinds: tuple[type, ...] = (), expected: str = ""
 ) -> Expr:
     """The expression as a column of ``rows``; SettingError when Spark cannot make sense of it, or it is of another type."""
-    value = F.expr(expression.sql)
     try:
+        value = F.expr(expression.sql)
         kind = rows.select(value).schema[0].dataType
     except AnalysisException as error:
         reason = str(error).split(" SQLSTATE")[0].splitlines()[0]

@@ -18,7 +18,7 @@ from recipes.settings import (
     LookupFeature,
     parse_duration,
 )
-from schemas import Contract, read_contract
+from schemas import Contract
 from schemas.expressions import Expression
 
 How = Literal["column", "expression", "as-of", "look-up", "window"]
@@ -119,13 +119,8 @@ class _Planner:
 
     def contract(self, table: str, at: Path_) -> Contract:
         if table not in self.contracts:
-            settings = Checker(self.recipe.document).known(table, self.recipe.settings.tables, "table", at)
-            contract = read_contract(self.recipe.resolve(settings.contract))
-            if contract.table != table:
-                raise self.recipe.document.error(
-                    ("tables", table), f"its contract {contract.document.path} is of table '{contract.table}'"
-                )
-            self.contracts[table] = contract
+            Checker(self.recipe.document).known(table, self.recipe.settings.tables, "table", at)
+            self.contracts[table] = self.recipe.contract(table)
         return self.contracts[table]
 
     def plan(self) -> Plan:

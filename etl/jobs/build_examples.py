@@ -9,7 +9,7 @@ from etl.examples.inputs import build_inputs, name_build
 from etl.examples.report import report_build
 from etl.session import spark_session
 from etl.tables import table_version
-from etl.tables.examples import build_lock, make_build, read_build
+from etl.tables.examples import BUILD, build_lock, make_build, read_build
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
 
@@ -23,7 +23,9 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     with build_lock(lake, recipe.name, build_id):
         record = read_build(lake, recipe.name, build_id)
         reused = record is not None
-        if record is None:
+        if record is not None:
+            lake.make_newest(*lake.build(recipe.name, build_id), BUILD)
+        else:
             spark = spark_session("build_examples", lake.storage.settings)
             try:
                 record = make_build(spark, lake, plan, build_id, inputs)

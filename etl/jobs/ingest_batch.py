@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from lakering.errors import SettingError, nearest
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
 from schemas import Contract
-
-if TYPE_CHECKING:
-    from etl.ingest import IngestResult
 
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
@@ -30,16 +25,21 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
 
     from etl.session import session_beside
 
-    def prepare() -> tuple[dict[str, Contract], Callable[..., IngestResult]]:
-        from etl.ingest import ingest_table
+    def prepare() -> dict[str, Contract]:
+        import etl.ingest  # noqa: F401 - its libraries take as long to import as Spark's session to start
 
-        return {name: recipe.contract(name) for name in chosen}, ingest_table
+        return {name: recipe.contract(name) for name in chosen}
 
-    spark, (contracts, ingest_table) = session_beside("ingest", recipe.lake.storage.settings, prepare)
+    spark, contracts = session_beside("ingest", recipe.lake.storage.settings, prepare)
+    from etl.ingest import IngestResult, ingest_table
+
     for name, table in chosen.items():
         now = datetime.datetime.now(datetime.UTC)
-        result = ingest_table(spark, recipe, contracts[name], table.sources, now=now, reread=args.reread)
-        summary.add(name, **asdict(result))
+        result = IngestResult()
+        try:
+            ingest_table(spark, recipe, contracts[name], table.sources, now=now, reread=args.reread, result=result)
+        finally:
+            summary.add(name, **asdict(result))  # what was counted is told, though the table was refused
     summary.add("lake", root=recipe.lake.storage.root)
 
 

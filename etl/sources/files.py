@@ -39,7 +39,8 @@ class SourceFile:
 
 
 def list_files(pattern: str, settings: StorageSettings | None = None) -> list[SourceFile]:
-    """The files that a path, a folder or a glob names, by path. Hidden files (``.x``, ``_x``) of a folder are left out.
+    """The files that a path, a folder or a glob names, by path. Hidden files (``.x``, ``_x``) are left out,
+    unless a glob spells the dot or the underscore.
 
     Raises InputError when there is none, or when one of them is empty."""
     base, wild = _split_glob(pattern)
@@ -50,7 +51,9 @@ def list_files(pattern: str, settings: StorageSettings | None = None) -> list[So
     elif wild:
         matches = re.compile(_glob_regex(storage.path() + "/" + wild)).fullmatch
         selector = fs.FileSelector(storage.path(), recursive=True, allow_not_found=True)
-        found = [f for f in storage.filesystem.get_file_info(selector) if f.is_file and matches(f.path)]
+        shown = re.search(r"(^|/)[._]", wild) is not None
+        found = [f for f in storage.filesystem.get_file_info(selector)
+                 if f.is_file and matches(f.path) and (shown or not _hidden(f.path[len(storage.path()) :]))]  # fmt: skip
     elif info.type == fs.FileType.Directory:
         everything = storage.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
         found = [f for f in everything if f.is_file and not _hidden(f.path[len(info.path) :])]
@@ -81,10 +84,12 @@ def _split_glob(pattern: str) -> tuple[str, str]:
 
 
 def _glob_regex(pattern: str) -> str:
-    """``*`` and ``?`` stay within a folder's name, ``**`` crosses folders; a hidden name must be asked for by its dot."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]*\])", pattern)
-    table = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return "".join(table.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
+    """``*`` and ``?`` stay within a folder's name, ``**`` crosses folders, ``[!x]`` is any character but x."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)
+    table = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        table.get(part) or (part.replace("[!", "[^", 1) if part.startswith("[") else re.escape(part)) for part in parts
+    )
 
 
 def _hidden(relative: str) -> bool:
@@ -150,10 +155,14 @@ def read_lines(spark: SparkSession, files: list[SourceFile], contract_version: s
         before[file.uri] += block["num_lines"]
     schema = "path string, block long, offset long, _source string, _modified long"
     starts = spark.createDataFrame(rows, schema)
+    position = F.col("id") - F.col("offset")
+    text = F.when((position == 1) & F.startswith("value", F.lit(BOM)), F.substring("value", 2, 2**31 - 1)).otherwise(
+        F.col("value")
+    )
     return lines.join(F.broadcast(starts), ["path", "block"]).select(
         "_source",
-        (F.col("id") - F.col("offset")).alias("_position"),
-        _without_carriage_return("value").alias("_raw"),
+        position.alias("_position"),
+        _without_carriage_return(text).alias("_raw"),
         "_modified",
     )
 
@@ -167,7 +176,6 @@ def _storage(file: SourceFile, settings: StorageSettings | None) -> Storage:
     return Storage(file.path if file.uri.startswith("file:") else file.uri, settings or StorageSettings())
 
 
-def _without_carriage_return(name: str) -> Column:
+def _without_carriage_return(text: Column) -> Column:
     # By substring, which works on bytes: a regular expression would turn invalid UTF-8 into U+FFFD.
-    text = F.col(name)
     return F.when(F.endswith(text, F.lit("\r")), F.substring(text, F.lit(1), F.length(text) - 1)).otherwise(text)

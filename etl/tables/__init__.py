@@ -1,6 +1,6 @@
 """The only place that reads and writes Delta."""
 
-from etl.tables.delta import create_table, read_table, table_version
+from etl.tables.delta import create_table, read_table, table_id, table_version
 from etl.tables.lock import table_lock
 from etl.tables.quarantine import read_quarantine, write_quarantine
 from etl.tables.write import Counts, write_rows
@@ -10,6 +10,7 @@ __all__ = [
     "create_table",
     "read_quarantine",
     "read_table",
+    "table_id",
     "table_lock",
     "table_version",
     "write_quarantine",

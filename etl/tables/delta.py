@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from delta.tables import DeltaTable
@@ -11,12 +12,17 @@ from pyspark.sql import types as T
 from lakering.errors import SettingError, StageError
 from lakering.lake import Lake
 from schemas import Contract
+from schemas.expressions import quote_name
 
 PROVENANCE_FIELDS = [
     T.StructField("_source", T.StringType(), False),
     T.StructField("_position", T.LongType(), False),
     T.StructField("_content_hash", T.BinaryType(), False),
 ]
+
+
+SHAPE = "lakering.shape"
+ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'"})
 
 
 def spark_schema(contract: Contract) -> T.StructType:
@@ -45,22 +51,17 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
 
     Raises SettingError, with both sides, when the contract and the table differ in anything else."""
     uri, wanted = lake.storage.uri(*lake.table(contract.table)), spark_schema(contract)
+    shape = _shape(contract)
     if not is_table(spark, uri):
-        return ensure_table(spark, uri, wanted, contract.partition_by, {"delta.checkpointInterval": "20"})
+        properties = {"delta.checkpointInterval": "20", SHAPE: json.dumps(shape)}
+        return ensure_table(spark, uri, wanted, contract.partition_by, properties)
     table = DeltaTable.forPath(spark, uri)
-    detail = table.detail().select("partitionColumns").first()
-    partitions = tuple(detail["partitionColumns"]) if detail else ()
-    stored = {field.name: field for field in table.toDF().schema.fields}
-    fields = {field.name: field for field in wanted.fields}
-    new = [field for name, field in fields.items() if name not in stored]
-    differing = [
-        f"{name}: table {_shape(stored.get(name))}, contract {_shape(fields.get(name))}"
-        for name in sorted({*stored, *fields})
-        if not (name in fields and name not in stored and fields[name].nullable)
-        and _shape(stored.get(name)) != _shape(fields.get(name))
-    ]
-    if partitions != contract.partition_by:
-        differing.append(f"partitioned by: table {partitions}, contract {contract.partition_by}")
+    detail = table.detail().select("properties").first()
+    stored = json.loads((detail["properties"] if detail else {}).get(SHAPE, "{}"))
+    new = [c for c in contract.columns if c.name not in stored and not c.required]
+    compared = sorted({*stored, *shape} - {c.name for c in new})
+    sides = [(name, stored.get(name, "has none"), shape.get(name, "has none")) for name in compared]
+    differing = [f"{name}: table {theirs}, contract {ours}" for name, theirs, ours in sides if theirs != ours]
     if differing:
         raise SettingError(
             f"table '{contract.table}' and its contract differ, and only new nullable columns are taken up:\n  "
@@ -68,16 +69,27 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
             next_step=f"change {contract.document.path}, or move the table at {uri} away and ingest again",
         )
     if new:
-        columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in new)
-        spark.sql(f"ALTER TABLE delta.`{uri}` ADD COLUMNS ({columns})")
+        there = table.toDF().columns  # a job that was killed here may have added them, and not noted it
+        columns = ", ".join(f"{quote_name(c.name)} {c.type}" for c in new if c.name not in there)
+        if columns:
+            spark.sql(f"ALTER TABLE delta.{quote_name(uri)} ADD COLUMNS ({columns})")
+        spark.sql(f"ALTER TABLE delta.{quote_name(uri)} SET TBLPROPERTIES ('{SHAPE}' = '{json.dumps(shape).translate(ESCAPED)}')")
         table = DeltaTable.forPath(spark, uri)
     return table
 
 
-def _shape(field: T.StructField | None) -> str:
-    # Delta reads a schema back as nullable where a partition column or an old writer left it so: the contract's checks
-    # judge nulls before anything is written, so the type is what must agree.
-    return "has none" if field is None else field.dataType.simpleString()
+def _shape(contract: Contract) -> dict[str, str]:
+    """What may not change while the table lives: of each column its type, whether it may be null and what it is derived
+    from; the key; the partitions."""
+    shape = {}
+    for column in contract.columns:
+        parts = [
+            column.type,
+            *(["not null"] if column.required else []),
+            *([f"as {column.derived.text}"] if column.derived else []),
+        ]
+        shape[column.name] = " ".join(parts)
+    return shape | {"(key)": ", ".join(contract.key), "(partitions)": ", ".join(contract.partition_by)}
 
 
 def read_table(spark: SparkSession, lake: Lake, contract: Contract) -> DataFrame:
@@ -88,14 +100,19 @@ def read_table(spark: SparkSession, lake: Lake, contract: Contract) -> DataFrame
     return spark.read.format("delta").load(uri)
 
 
+def table_id(lake: Lake, table: str) -> str | None:
+    """What tells a table from another that had its name before; None when there is none."""
+    return table_version(lake, table)[0] if lake.storage.exists(*lake.table(table), "_delta_log") else None
+
+
 def table_version(lake: Lake, table: str) -> tuple[str, int]:
     """A table's id and version, read from its log without a JVM. Raises StageError when it is missing."""
     path = lake.storage.path(*lake.table(table))
     if not lake.storage.exists(*lake.table(table), "_delta_log"):
         raise _missing(lake, table)
-    from deltalake import DeltaTable as DeltaLog  # a job that only writes does without it
+    from deltalake import DeltaTable as DeltaLog
 
-    log = DeltaLog(lake.storage.uri(*lake.table(table)) if not lake.storage.is_local else path, without_files=True)
+    log = DeltaLog(lake.storage.uri(*lake.table(table)) if not lake.storage.is_local else path)
     return str(log.metadata().id), log.version()
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +18,7 @@ from etl.tables.example_files import read_row_groups, validate_counts
 from etl.tables.example_layout import Layout, write_keys, write_rows
 from lakering.errors import StageError
 from lakering.lake import EXAMPLES, Lake
+from lakering.lock import storage_lock
 from lakering.names import validate_identifier
 from schemas import Contract
 
@@ -66,21 +64,9 @@ def read_inputs(
     return read
 
 
-@contextmanager
-def build_lock(lake: Lake, recipe: str, build_id: str) -> Iterator[None]:
+def build_lock(lake: Lake, recipe: str, build_id: str) -> AbstractContextManager[None]:
     """One builder of a build at a time, on a local file system; elsewhere two at once must be kept apart by who runs them."""
-    if not lake.storage.is_local:
-        yield
-        return
-    path = lake.storage.path(*lake.build(recipe, build_id)) + ".lock"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another builder of {build_id} ({path})", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return storage_lock(lake.storage, *lake.build(recipe, build_id), what=f"build {build_id}")
 
 
 def make_build(spark: SparkSession, lake: Lake, plan: Plan, build_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
     # error, unless it closes the array; then it is one in the other parse, which wraps the line in an object.
     texts = F.from_json(F.concat(F.lit("["), "_raw", F.lit("]")), "array<map<string,string>>")
     kinds = F.from_json(F.concat(F.lit('{"x":'), "_raw", F.lit("}")), "map<string,map<string,variant>>")["x"]
-    is_object = F.trim("_raw").startswith("{")
+    is_object = F.col("_raw").rlike(r"\A\s*\{")
     parsed = lines.select(
         "*", F.inline_outer(F.array(F.struct(F.when(is_object, texts).alias("objects"), F.when(is_object, kinds).alias("kinds"))))
     ).withColumn("texts", F.when(F.size("objects") == 1, F.col("objects")[0]))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-
 from pyspark.sql import Column as Expr
 from pyspark.sql import functions as F
 
 from etl.transforms.point_in_time import MOMENT
-from recipes.settings import HashSplit, TimeSplit
+from recipes.settings import HashSplit, TimeSplit, parse_bound
 from schemas.expressions import quote_name
 
 SPLIT = "split"
@@ -34,5 +32,4 @@ def uniform(hashed: Expr) -> Expr:
 
 
 def _micros(bound: str) -> Expr:
-    time = datetime.datetime.fromisoformat(bound.removeprefix("< ")).replace(tzinfo=datetime.UTC)
-    return F.lit(int(time.timestamp()) * 1_000_000).cast("bigint")
+    return F.lit(int(parse_bound(bound).timestamp()) * 1_000_000).cast("bigint")

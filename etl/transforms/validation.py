@@ -12,9 +12,10 @@ from etl.transforms.parsing import cell, kind
 from schemas import Column, Contract, Dialect, Rule
 from schemas.expressions import quote_name
 
-DECIMAL_TEXT = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+#: ``\z`` and not ``$``, which in Java holds before a last line end too.
+DECIMAL_TEXT = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?\z"
 ISO_TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
-ZONE = r"(Z|[+-][0-9]{2}:[0-9]{2})$"
+ZONE = r"(Z|[+-][0-9]{2}:[0-9]{2})\z"
 INTEGERS = ("tinyint", "smallint", "int", "bigint")
 JSON_KINDS = {"boolean": "BOOLEAN", "string": "STRING", "date": "STRING", "timestamp": "STRING"}
 JSON_NUMBER = r"^(BIGINT|DOUBLE|FLOAT|DECIMAL.*)$"
@@ -36,7 +37,7 @@ def with_typed_columns(cells: DataFrame, contract: Contract) -> DataFrame:
     has_kinds = kind(contract.source_columns[0].name) in cells.columns
     reasons = [F.when(F.col("_fault").isNotNull(), _refusal(None, F.col("_fault.rule"), F.col("_fault.value")))]
     for column in contract.columns:
-        reasons += _reasons(column, has_kinds)
+        reasons += _reasons(column, has_kinds, column.name in contract.partition_by)
     kept = [name for name in cells.columns if not name.startswith(("_cell_", "_kind_", "_fault"))]
     return typed.select(*kept, *[c.name for c in contract.columns], F.coalesce(*reasons).alias("_refusal"))
 
@@ -49,7 +50,7 @@ def _refusal(column: str | None, rule: Expr, value: Expr) -> Expr:
     )
 
 
-def _reasons(column: Column, has_kinds: bool) -> list[Expr]:
+def _reasons(column: Column, has_kinds: bool, partitions: bool) -> list[Expr]:
     value, reasons = F.col(quote_name(column.name)), []
     if column.derived is None:
         text = F.col(cell(column.name))
@@ -61,6 +62,9 @@ def _reasons(column: Column, has_kinds: bool) -> list[Expr]:
             reasons.append(F.when(text.isNotNull() & value.isNull(), _refusal(column.name, F.lit("type"), text)))
     if column.required:
         reasons.append(F.when(value.isNull(), _refusal(column.name, F.lit("null"), F.lit(None))))
+    if partitions and column.type == "string":
+        # In a partition's path, Spark writes an empty text as a null.
+        reasons.append(F.when(value == "", _refusal(column.name, F.lit("null"), value)))
     for rule in column.rules:
         reasons.append(F.when(~_holds(value, rule, column.type), _refusal(column.name, F.lit(rule.name), value)))
     return reasons
@@ -82,7 +86,7 @@ def _typed(text: Expr, column: Column, dialect: Dialect) -> Expr:
         return F.when(text.rlike(DECIMAL_TEXT) & finite, value)
     if kind_.startswith("decimal"):
         precision, scale = map(int, re.findall(r"\d+", kind_))
-        exact = rf"^-?(0|[1-9][0-9]{{0,{max(precision - scale - 1, 0)}}})" + (rf"(\.[0-9]{{1,{scale}}})?$" if scale else "$")
+        exact = rf"^-?(0|[1-9][0-9]{{0,{max(precision - scale - 1, 0)}}})" + (rf"(\.[0-9]{{1,{scale}}})?\z" if scale else r"\z")
         return F.when(text.rlike(exact), value)
     return _timestamp(text, dialect)
 
@@ -96,7 +100,7 @@ def _timestamp(text: Expr, dialect: Dialect) -> Expr:
     zoned = F.when(text.rlike(ISO_TIMESTAMP + ZONE), moment)
     if dialect.timestamp_zone is None:
         return zoned
-    return F.coalesce(zoned, F.when(text.rlike(ISO_TIMESTAMP + "$"), F.to_utc_timestamp(moment, dialect.timestamp_zone)))
+    return F.coalesce(zoned, F.when(text.rlike(ISO_TIMESTAMP + r"\z"), F.to_utc_timestamp(moment, dialect.timestamp_zone)))
 
 
 def _holds(value: Expr, rule: Rule, type_: str) -> Expr:
@@ -115,7 +119,7 @@ def _holds(value: Expr, rule: Rule, type_: str) -> Expr:
     elif rule.name == "maxLength":
         held = F.length(value) <= rule.argument
     elif rule.name == "pattern":
-        held = value.rlike(f"^(?:{rule.argument})$")
+        held = value.rlike(rf"\A(?:{rule.argument})\z")
     else:
         held = value.isin(list(rule.argument))
     return F.coalesce(held, F.lit(True))

@@ -63,8 +63,9 @@ class Trips:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
-    def recipe(self, files: str, format: str = "csv") -> Recipe:
-        text = f"name: trips\nlake: lake\ntables:\n  trips:\n    contract: trips.yaml\n    sources: [{{files: '{files}', format: {format}}}]\n"
+    def recipe(self, files: str, format: str = "csv", *more: str) -> Recipe:
+        sources = "".join(f", {{files: '{name}', format: {format}}}" for name in more)
+        text = f"name: trips\nlake: lake\ntables:\n  trips:\n    contract: trips.yaml\n    sources: [{{files: '{files}', format: {format}}}{sources}]\n"
         (self.folder / "recipe.yaml").write_text(text)
         return read_recipe(self.folder / "recipe.yaml")
 
@@ -72,8 +73,8 @@ class Trips:
     def contract(self) -> Contract:
         return self.recipe("x").contract("trips")
 
-    def ingest(self, files: str, format: str = "csv", *, reread: bool = False) -> IngestResult:
-        recipe = self.recipe(files, format)
+    def ingest(self, files: str, format: str = "csv", *more: str, reread: bool = False) -> IngestResult:
+        recipe = self.recipe(files, format, *more)
         result = ingest_table(self.spark, recipe, recipe.contract("trips"), recipe.settings.tables["trips"].sources,
                               now=NOW, reread=reread)  # fmt: skip
         parts = (

@@ -57,7 +57,7 @@ def test_a_second_writer_of_a_local_table_waits_for_the_first(trips, capfd):
          f"with table_lock(Lake(Storage({lake.storage.root!r})), 'trips'): print('mine')"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     assert waiter.stderr is not None
-    assert "waiting for another writer of table 'trips'" in waiter.stderr.readline()
+    assert "waiting for another process that works on table 'trips'" in waiter.stderr.readline()
     assert waiter.poll() is None
     holder.kill()
     assert waiter.communicate(timeout=60)[0] == "mine\n"

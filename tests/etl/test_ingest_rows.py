@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
 from decimal import Decimal
 
 import pytest
 
+from etl.sources.files import list_files
 from lakering.errors import InputError, RefusedError, SettingError
 from tests.etl.conftest import GOOD, HEADER
 
@@ -229,7 +231,7 @@ def test_a_new_nullable_column_is_taken_up_and_any_other_change_is_refused_with_
     changed = make_trips()
     text = (changed.folder / "trips.yaml").read_text().replace("physicalType: int,", "physicalType: bigint,")
     (changed.folder / "trips.yaml").write_text(text)
-    with pytest.raises(SettingError, match="id: table int, contract bigint"):
+    with pytest.raises(SettingError, match="id: table int not null, contract bigint not null"):
         changed.csv(line(id="3"), name="c.csv")
 
 
@@ -240,3 +242,57 @@ def test_a_derived_column_that_cannot_be_worked_out_refuses_its_row_alone(make_t
     result = trips.csv(line(id="1"), line(id="3"))
     assert result.refused == {"per_id: null": 1}
     assert [row["per_id"] for row in trips.rows()] == [5.25]
+
+
+REPLACE = "      - {property: repeatedKey, value: replace}"
+
+
+def test_a_replace_table_holds_what_all_files_say_when_one_is_added_or_put_back(make_trips):
+    trips = make_trips(table=REPLACE)
+    first = trips.write("in/a.csv", HEADER + line(id="1", fare="1") + "\n")
+    state = first.stat()
+    trips.ingest("in")
+    trips.write("in/b.csv", HEADER + line(id="2") + "\n")
+    assert trips.ingest("in").rows_written == 2
+    assert [row["id"] for row in trips.rows()] == [1, 2]
+    first.write_text(HEADER + line(id="1", fare="3") + "\n")
+    trips.ingest("in")
+    first.write_text(HEADER + line(id="1", fare="1") + "\n")
+    os.utime(first, ns=(state.st_atime_ns, state.st_mtime_ns))
+    trips.ingest("in")
+    assert [(row["id"], row["fare"]) for row in trips.rows()] == [(1, 1.0), (2, 10.5)]
+    assert trips.ingest("in").files_known == 2
+
+
+def test_a_file_that_two_sources_name_is_read_once(trips):
+    trips.write("in/a.csv", HEADER + line(id="1") + "\n" + line(id="2", zone="west") + "\n")
+    result = trips.ingest("in", "csv", "in/a.csv")
+    assert (result.files, result.rows_read, result.rows_written) == (1, 2, 1)
+    assert len(trips.refused()) == 1
+
+
+def test_files_are_read_again_when_their_table_was_moved_away(trips):
+    trips.csv(line(id="1"))
+    (trips.folder / "lake/tables/trips").rename(trips.folder / "away")
+    assert trips.ingest("a.csv").rows_written == 1
+    assert [row["id"] for row in trips.rows()] == [1]
+
+
+def test_a_line_end_inside_a_text_is_not_taken_for_its_end(trips):
+    row = '{"day":"2024-01-01","at":"2024-01-01T08:00:00Z\\n","fare":1,"price":1.25,"zone":"north","paid":true,"id":1}'
+    trips.write("a.jsonl", "\ufeff\t" + row + "\n\t\n")
+    trips.ingest("a.jsonl", "json")
+    assert trips.refused() == [(1, "at", "type", "2024-01-01T08:00:00Z\n")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("in/*", ["a.csv", "b.csv"]), ("in/[!a].csv", ["b.csv"]), ("in/**", ["a.csv", "b.csv", "c.csv"]),
+     ("in/**/c.csv", ["c.csv"]), ("in/.h*", [".h.csv"]), ("in/?.csv", ["a.csv", "b.csv"])],
+)  # fmt: skip
+def test_globs_leave_hidden_files_out_and_know_their_signs(tmp_path, pattern, found):
+    for name in ("a.csv", "b.csv", ".h.csv", ".a.csv.crc", "_SUCCESS", "deep/c.csv"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert [file.path.rsplit("/", 1)[1] for file in list_files(f"{tmp_path}/{pattern}")] == found

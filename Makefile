@@ -37,7 +37,7 @@ lint: setup      ## style, types, import rules, contracts
 test: lint data  ## lint, then the tests
 	$(BIN)/python -m pytest
 
-faults: data     ## the slow faults: processes killed in the middle
+faults: data     ## the slow tests: processes killed in the middle, the whole path on a cluster
 	$(BIN)/python -m pytest -m faults
 
 bench-start: setup ## seconds from a job's launch to its first Spark action, less a bare session's

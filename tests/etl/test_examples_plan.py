@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from etl.examples import plan_examples
 from lakering.errors import SettingError
+from recipes import read_recipe
 from tests.etl.trips import write_recipe
 
 
@@ -101,3 +103,27 @@ def test_a_value_known_in_advance_is_known_from_its_event_time(tmp_path):
     feature = {"aggregate": "fare", "by": ["city"], "window": "1 hour", "functions": ["avg"]}
     (aggregate,) = plan_examples(write_recipe(tmp_path, features=[feature])).aggregates
     assert aggregate.known == ("starts",)
+
+
+FLIGHTS = Path(__file__).resolve().parents[2] / "recipes" / "flights.yaml"
+
+
+@pytest.mark.parametrize("column", ["arr_delay", "dep_time"])
+def test_the_flights_outcomes_are_refused_as_features(column):
+    recipe = read_recipe(FLIGHTS, overrides=[f"examples.features.0.column={column}"])
+    with pytest.raises(
+        SettingError, match=rf"flights\.yaml:\d+: examples\.features\.0: column '{column}' of table 'flights' is an outcome"
+    ):
+        plan_examples(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [("examples.predict.label", "label"), ("examples.predict.where", "where"), ("examples.predict.moment", "moment"),
+     ("examples.features.6.expression", r"features\.6")],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ["reflect('java.lang.System', 'exit', 1)", "(select max(year) from t)"])
+def test_an_expression_that_reaches_beyond_the_row_is_refused_with_its_line(setting, place, text):
+    recipe = read_recipe(FLIGHTS, overrides=[f'{setting}="{text}"'])
+    with pytest.raises(SettingError, match=rf"flights\.yaml:\d+: examples\..*{place}.*is not allowed"):
+        plan_examples(recipe)

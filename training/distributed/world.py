@@ -48,10 +48,6 @@ class World:
     def close(self) -> None:
         """Leaves the ranks."""
 
-    def barrier(self, name: str) -> None:
-        """Returns when every rank is here."""
-        self.gather("", name)
-
     def together(self, name: str, work: Callable[[], T]) -> T:
         """Does some work on every rank, and raises on all of them when it fails on one, so that none waits for it."""
         result, failure = _attempt(work)

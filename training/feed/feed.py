@@ -52,10 +52,6 @@ class FeedStatistics:
     elapsed: float = 0.0
 
     @property
-    def rows_per_second(self) -> float:
-        return self.rows / self.elapsed if self.elapsed else 0.0
-
-    @property
     def waiting_share(self) -> float:
         return self.waited / self.elapsed if self.elapsed else 0.0
 

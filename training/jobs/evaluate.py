@@ -18,7 +18,7 @@ from training.summaries import add_evaluation
 def parser() -> argparse.ArgumentParser:
     flags = job_parser("Evaluates a trained model on the hold-out split and writes a report.")
     flags.add_argument("--ranks", type=int, metavar="N", help="under spark-submit: how many ranks, one a task slot")
-    flags.add_argument("--run", metavar="ID", help="the run to evaluate (default: the newest that is complete)")
+    flags.add_argument("--run", metavar="ID", help="the run to evaluate (default: the newest with a trained model)")
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
     return flags
 

@@ -27,5 +27,5 @@ def read_record(lake: Lake, recipe: str, run_id: str) -> dict[str, Any] | None:
 
 
 def list_runs(lake: Lake, recipe: str) -> list[str]:
-    """The ids of a recipe's runs, in alphabetical order (their locks lie beside them)."""
-    return [name for name in lake.storage.list(RUNS, recipe) if not name.endswith(".lock")]
+    """The ids of a recipe's runs, in alphabetical order."""
+    return lake.storage.list(RUNS, recipe)

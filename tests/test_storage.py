@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lakering.errors import IntegrityError, SettingError, StageError
+from lakering.errors import BusyError, IntegrityError, SettingError, StageError
 from lakering.lake import Lake
+from lakering.lock import storage_lock
 from lakering.manifest import ROW_GROUP_SCHEMA, Column, Manifest, read_manifest, validate_files, write_pin
 from lakering.storage import Storage, StorageSettings
 
@@ -140,3 +141,18 @@ def test_files_that_are_gone_or_changed_are_named(tmp_path):
 def test_identifiers_that_could_leave_their_folder_are_refused(tmp_path, name):
     with pytest.raises(SettingError, match="is not an identifier"):
         Lake(Storage(str(tmp_path))).run("trips", name)
+
+
+def test_a_lock_is_waited_for_or_refused_with_the_name_of_what_is_held(tmp_path):
+    storage = Storage(str(tmp_path))
+    with storage_lock(storage, "runs", "a", what="run a"):
+        with (
+            pytest.raises(BusyError, match="another process works on run a") as caught,
+            storage_lock(storage, "runs", "a", what="run a", wait=False),
+        ):
+            pass
+        with storage_lock(storage, "runs", "b", what="run b", wait=False):
+            pass
+    assert caught.value.exit_status == 6
+    with storage_lock(storage, "runs", "a", what="run a", wait=False):
+        pass

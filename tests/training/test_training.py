@@ -113,7 +113,7 @@ def test_evaluation_compares_with_baselines_and_writes_one_page(write_toy):
     assert result["figures"]["boosted trees"]["trained_on_rows"] == 650
     assert result["figures"]["boosted trees"]["ids_as_ordinals"] == ["b"]
     page = Path(result["report"]).read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page
     ranges = json.loads(Path(result["report"]).with_name("figures.json").read_text())["ranges"]
     x0 = toy.rows["test"]["x0"]

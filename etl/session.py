@@ -32,10 +32,16 @@ def spark_session(name: str, storage: StorageSettings | None = None) -> SparkSes
     return spark
 
 
-def session_beside(name: str, storage: StorageSettings, work: Callable[[], T]) -> tuple[SparkSession, T]:
-    """The session, and what ``work`` gave meanwhile: Spark's start waits on the JVM, so reading contracts and importing
+def session_beside(name: str, work: Callable[[], T]) -> tuple[SparkSession, T]:
+    """The session, and what ``work`` gave meanwhile: Spark's start waits on the JVM, so reading a recipe and importing
     libraries beside it takes no time of its own. An error of ``work`` is raised once the session is there."""
     with ThreadPoolExecutor(1) as pool:
-        session = pool.submit(spark_session, name, storage)
+        session = pool.submit(spark_session, name)
         result = work()
         return session.result(), result
+
+
+def set_storage(spark: SparkSession, storage: StorageSettings) -> None:
+    """Gives a session that is there already the settings of a recipe's storage."""
+    for key, value in storage.for_spark().items():
+        spark.conf.set(key.removeprefix("spark.hadoop."), value)

@@ -10,11 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lakering.errors import LakeringError
 from lakering.summary import Summary
-from recipes import Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from recipes import Recipe
 
 Job = Callable[[argparse.Namespace, Summary], None]
 
@@ -33,6 +35,8 @@ def job_parser(description: str) -> argparse.ArgumentParser:
 
 def read_recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the flags name, overrides carried out."""
+    from recipes import read_recipe  # its models take 0.3 s to import: a job may do so while Spark starts
+
     return read_recipe(args.recipe, overrides=args.overrides, lake=args.lake)
 
 

@@ -8,31 +8,25 @@ from __future__ import annotations
 import argparse
 import datetime
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from lakering.errors import SettingError, nearest
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
-from schemas import Contract
+
+if TYPE_CHECKING:
+    from recipes import Recipe
+    from schemas import Contract
 
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
-    recipe = read_recipe_of(args)
-    tables = recipe.settings.tables
-    unknown = [name for name in args.table or [] if name not in tables]
-    if unknown:
-        raise SettingError(f"--table {unknown[0]!r} is not a table of {recipe.path}{nearest(unknown[0], tables)}")
-    chosen = {name: tables[name] for name in args.table or tables}
+    from etl.session import session_beside, set_storage
 
-    from etl.session import session_beside
-
-    def prepare() -> dict[str, Contract]:
-        import etl.ingest  # noqa: F401 - its libraries take as long to import as Spark's session to start
-
-        return {name: recipe.contract(name) for name in chosen}
-
-    spark, contracts = session_beside("ingest", recipe.lake.storage.settings, prepare)
+    spark, (recipe, contracts) = session_beside("ingest", lambda: prepare(args))
+    set_storage(spark, recipe.lake.storage.settings)
     from etl.ingest import IngestResult, ingest_table
 
+    chosen = {name: recipe.settings.tables[name] for name in contracts}
     for name, table in chosen.items():
         now = datetime.datetime.now(datetime.UTC)
         result = IngestResult()
@@ -41,6 +35,18 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
         finally:
             summary.add(name, **asdict(result))  # what was counted is told, though the table was refused
     summary.add("lake", root=recipe.lake.storage.root)
+
+
+def prepare(args: argparse.Namespace) -> tuple[Recipe, dict[str, Contract]]:
+    """The recipe, and the contracts of the tables that are asked for; done while Spark starts."""
+    import etl.ingest  # noqa: F401 - so that its libraries are there
+
+    recipe = read_recipe_of(args)
+    tables = recipe.settings.tables
+    unknown = [name for name in args.table or [] if name not in tables]
+    if unknown:
+        raise SettingError(f"--table {unknown[0]!r} is not a table of {recipe.path}{nearest(unknown[0], tables)}")
+    return recipe, {name: recipe.contract(name) for name in args.table or tables}
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ class Storage:
                 stream.flush()
                 os.fsync(handle)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # an interrupt too: nothing half-written is left, and the error goes on
             Path(temporary).unlink(missing_ok=True)
             raise
         sync_folder(folder)

@@ -133,7 +133,7 @@ class Cluster:
                 options = ["--host", HOST, "--webui-port", "0", "-c", str(cores), "-m", memory]
                 self._launch(f"worker-{number}", WORKER, *options, "-d", str(self.folder / f"work-{number}"), url)
             self._wait(workers, timeout_s)
-        except BaseException:
+        except BaseException:  # an interrupt too: no daemon is left, and the error goes on
             self._end()
             raise
         return url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -85,7 +86,7 @@ def _float_column(name: str, facts: dict[str, float] | None) -> FloatColumn:
     return FloatColumn(name, facts["mean"], facts["std"] or 1.0, tuple(float(edge) for edge in edges))
 
 
-class Model:
+class Model(ABC):
     """A model: variables in a fixed order with unique names, and scores for rows.
 
     A score is the log-odds of a binary label; of a regression's label, its distance from the mean in deviations. Rows are
@@ -93,16 +94,18 @@ class Model:
 
     columns: ModelColumns
 
+    @abstractmethod
     def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:
-        raise NotImplementedError
+        """Makes the variables; ``seed`` alone decides their values."""
 
     @property
+    @abstractmethod
     def variables(self) -> Sequence[tf.Variable]:
-        raise NotImplementedError
+        """In the order in which they were made."""
 
+    @abstractmethod
     def scores(self, floats: tf.Tensor, ids: tf.Tensor, dropout: Dropout | None = None) -> tf.Tensor:
         """[rows, floats] and [rows, ids] -> [rows]. ``dropout`` is None outside training."""
-        raise NotImplementedError
 
     def losses(self, scores: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Loss of each row: log loss, or the squared error in deviations."""

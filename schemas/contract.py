@@ -26,7 +26,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Column:
-    """``type`` is Spark's: string, int, bigint, smallint, tinyint, double, float, decimal(p,s), boolean, date, timestamp."""
+    """``type`` is Spark's: string, int, bigint, smallint, tinyint, double, float, decimal(p,s), boolean, date, timestamp,
+    binary, array<float>, array<double>, array<int>, array<bigint>.
+
+    An array has a ``shape``: it holds the product of its lengths of elements, row by row, none of them null."""
 
     name: str
     type: str
@@ -35,6 +38,7 @@ class Column:
     available_at: Literal["prediction", "outcome"] = "prediction"
     known_at: str | None = None
     derived: Expression | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

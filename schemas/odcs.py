@@ -14,15 +14,16 @@ import re
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from zoneinfo import available_timezones
 
 from open_data_contract_standard.model import CustomProperty, OpenDataContractStandard, SchemaObject, SchemaProperty
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from lakering.documents import Document, Settings
 from lakering.errors import LakeringError, SettingError, nearest
 from lakering.names import validate_name
+from schemas.arrays import BINARY, build_array_type, is_nested, validate_nested
 from schemas.contract import PROVENANCE, Column, Contract, Dialect, Rule
 from schemas.expressions import parse_expression
 
@@ -32,7 +33,7 @@ SCHEMA: At = ("schema", 0)
 DEFAULT_TYPES = {"string": "string", "integer": "bigint", "number": "double", "boolean": "boolean", "date": "date",
                  "timestamp": "timestamp"}  # fmt: skip
 PHYSICAL_TYPES = {
-    "string": ("string", "varchar", "text"),
+    "string": ("string", "varchar", "text", BINARY),
     "integer": ("tinyint", "smallint", "int", "integer", "bigint", "long"),
     "number": ("float", "double", "decimal(p,s)"),
     "boolean": ("boolean",),
@@ -42,6 +43,7 @@ PHYSICAL_TYPES = {
 SPELLINGS = {"integer": "int", "long": "bigint", "varchar": "string", "text": "string"}
 NUMBER_RULES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 TEXT_RULES = ("minLength", "maxLength", "pattern")
+RULES = {"string": TEXT_RULES, BINARY: ("minLength", "maxLength"), "boolean": ()}
 
 
 class TableProperties(Settings):
@@ -67,6 +69,7 @@ class ColumnProperties(Settings):
     available_at: Literal["prediction", "outcome"] = Field("prediction", alias="availableAt")
     known_at: str | None = Field(None, alias="knownAt")
     derived: str | None = None
+    shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] | None = Field(None, min_length=1)
 
 
 def build_contract(document: Document) -> Contract:
@@ -174,13 +177,16 @@ def _build_column(document: Document, item: SchemaProperty, at: At) -> Column:
             raise document.error(at, f"derived: {error.message}") from None
     return Column(name=name, type=kind, required=bool(item.required or item.primaryKey or item.partitioned),
                   rules=_build_rules(document, item, kind, at), available_at=ours.available_at, known_at=ours.known_at,
-                  derived=derived)  # fmt: skip
+                  derived=derived, shape=ours.shape)  # fmt: skip
 
 
 def _build_type(document: Document, item: SchemaProperty, at: At) -> str:
     logical = item.logicalType or ""
+    if logical == "array":
+        return build_array_type(document, item, at)
     if logical not in DEFAULT_TYPES:
-        raise document.error((*at, "logicalType"), f"logical type {logical!r} is not supported{nearest(logical, DEFAULT_TYPES)}")
+        known = [*DEFAULT_TYPES, "array"]
+        raise document.error((*at, "logicalType"), f"logical type {logical!r} is not supported{nearest(logical, known)}")
     physical = (item.physicalType or DEFAULT_TYPES[logical]).lower().replace(" ", "")
     physical = SPELLINGS.get(physical, physical)
     decimal = re.fullmatch(r"decimal\((\d{1,2}),(\d{1,2})\)", physical)
@@ -194,7 +200,7 @@ def _build_type(document: Document, item: SchemaProperty, at: At) -> str:
 
 def _build_rules(document: Document, item: SchemaProperty, kind: str, at: At) -> tuple[Rule, ...]:
     rules = []
-    names = TEXT_RULES if kind == "string" else () if kind == "boolean" else NUMBER_RULES
+    names = () if item.logicalType == "array" else RULES.get(kind, NUMBER_RULES)
     for name, argument in (item.logicalTypeOptions or {}).items():
         where = (*at, "logicalTypeOptions", name)
         if name not in names:
@@ -212,6 +218,8 @@ def _build_rules(document: Document, item: SchemaProperty, kind: str, at: At) ->
     for index, quality in enumerate(item.quality or []):
         where = (*at, "quality", index)
         values = (quality.arguments or {}).get("validValues") if quality.metric == "invalidValues" else None
+        if is_nested(kind):
+            raise document.error(where, f"a column of type {kind} has no valid values to list")
         if not isinstance(values, list) or quality.mustBe != 0:
             raise document.error(where, "only {metric: invalidValues, arguments: {validValues: [...]}, mustBe: 0} is "
                                         "checked here; write other rules as logicalTypeOptions")  # fmt: skip
@@ -279,6 +287,7 @@ def _validate_contract(contract: Contract, table: SchemaObject) -> None:
             if column.available_at != "outcome":
                 raise document.error(at, "knownAt belongs to an outcome: add availableAt: outcome")
     _ = contract.derived_columns  # raises on a circle
+    validate_nested(contract, SCHEMA)
     for what, wanted in (("orderBy", contract.order_by), ("eventTime", contract.event_time)):
         if wanted is not None and wanted not in names:
             raise document.error(SCHEMA, f"{what} {wanted!r} is not a column{nearest(wanted, names)}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -25,12 +27,17 @@ def job_parser(description: str) -> argparse.ArgumentParser:
     """The flags that every job takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--recipe", required=True, metavar="FILE", help="the data set's recipe (YAML)")
+    add_job_flags(parser)
+    return parser
+
+
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """Of those flags, the ones that do not depend on whether a job needs a recipe."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="override a setting of the recipe, such as training.epochs=5; may be given again")  # fmt: skip
     parser.add_argument("--lake", metavar="DIR_OR_URL", help="where the lake is (default: the recipe's, else ./lake)")
     parser.add_argument("--summary", metavar="FILE", help="write the summary as one JSON object to this file")
     parser.add_argument("--log-json", action="store_true", help="log JSON lines to standard error")
-    return parser
 
 
 def read_recipe_of(args: argparse.Namespace) -> Recipe:
@@ -38,6 +45,14 @@ def read_recipe_of(args: argparse.Namespace) -> Recipe:
     from recipes import read_recipe  # its models take 0.3 s to import: a job may do so while Spark starts
 
     return read_recipe(args.recipe, overrides=args.overrides, lake=args.lake)
+
+
+def user_name() -> str:
+    """Who runs the job, for what is recorded of it; in a container a user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def run_job(main: Job, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> NoReturn:

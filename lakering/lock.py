@@ -32,3 +32,16 @@ def storage_lock(storage: Storage, *parts: str, what: str, wait: bool = True) ->
             print(f"waiting for another process that works on {what} ({path})", file=sys.stderr, flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def is_locked(storage: Storage, *parts: str) -> bool:
+    """Whether another process holds ``PARTS.lock`` at this moment. Makes no file, and is False where nothing is locked."""
+    path = storage.path(*parts) + ".lock"
+    if not storage.is_local or not os.path.exists(path):
+        return False
+    with open(path) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

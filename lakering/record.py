@@ -7,6 +7,8 @@ from typing import Any
 from lakering.lake import RUNS, Lake
 
 RECORD = "record.json"
+#: Beside the record: held, on a local file system, while the run goes on.
+LOCK = "run"
 
 
 def write_record(lake: Lake, recipe: str, run_id: str, **facts: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lakering.lake import RUNS, Lake
 from lakering.lock import storage_lock
 from lakering.manifest import Manifest, read_manifest, validate_files
 from lakering.names import code_version, fingerprint
-from lakering.record import read_record, write_record
+from lakering.record import LOCK, read_record, write_record
 from lakering.storage import Storage, StorageSettings
 from recipes import Recipe
 from recipes.settings import Training
@@ -68,7 +68,7 @@ def train(world: World, request: Request) -> dict[str, Any]:
         world.from_first("newest", lambda: lake.make_newest(*lake.run(request["recipe"], run_id), FOLDER, JSON))
         return {"run": run_id, "made": False, "record": read_record(lake, request["recipe"], run_id), "notes": []}
     with ExitStack() as held:
-        lock = storage_lock(lake.storage, *lake.run(request["recipe"], run_id), "run", what=f"run {run_id}", wait=False)
+        lock = storage_lock(lake.storage, *lake.run(request["recipe"], run_id), LOCK, what=f"run {run_id}", wait=False)
         world.from_first("lock", lambda: held.enter_context(lock))
         record, notes = _train(world, lake, request, manifest, settings, run_id, made_from)
     return {"run": run_id, "made": True, "record": record, "notes": notes}

@@ -64,9 +64,10 @@ def read_inputs(
     return read
 
 
-def build_lock(lake: Lake, recipe: str, build_id: str) -> AbstractContextManager[None]:
-    """One builder of a build at a time, on a local file system; elsewhere two at once must be kept apart by who runs them."""
-    return storage_lock(lake.storage, *lake.build(recipe, build_id), what=f"build {build_id}")
+def build_lock(lake: Lake, recipe: str, build_id: str, *, wait: bool = True) -> AbstractContextManager[None]:
+    """One at a time makes a build, pins it or removes it, on a local file system; elsewhere two builders of one build must
+    be kept apart by who runs them. With ``wait=False`` another holder raises BusyError."""
+    return storage_lock(lake.storage, *lake.build(recipe, build_id), what=f"build {build_id}", wait=wait)
 
 
 def make_build(spark: SparkSession, lake: Lake, plan: Plan, build_id: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo test faults lint bench-start cluster cluster-stop clean
+.PHONY: help setup wheelhouse lock data demo test faults lint bench-start bench-ingest cluster cluster-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -42,6 +42,9 @@ faults: data     ## the slow tests: processes killed in the middle, the whole pa
 
 bench-start: setup ## seconds from a job's launch to its first Spark action, less a bare session's
 	@$(BIN)/python benchmarks/start.py
+
+bench-ingest: data ## what the ingest costs, against plain Spark, a merge by hand, and itself
+	@$(BIN)/python benchmarks/ingest.py
 
 cluster: setup   ## a standalone Spark master and two workers on this machine
 	@$(BIN)/python scripts/cluster.py start

@@ -44,11 +44,8 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
     lake, settings = lake_of(request), Evaluation.model_validate(request["evaluation"])
     set_threads(world)
     recipe = request["recipe"]
-    run_id: str = world.from_first("run", lambda: newest_run(lake, recipe, request["run"]))
+    run_id, model, facts, manifest = choose_model(world, lake, request)
     run = lake.run(recipe, run_id)
-    model, facts = world.together("model", lambda: read_model(lake, run))
-    world.agree({"model": facts["files"]["weights.npz"]["sha256"], "snapshot": facts["snapshot"]})
-    manifest = world.together("manifest", lambda: _snapshot(lake, recipe, facts["snapshot"], settings.split))
     feed = _feed(lake, manifest, settings.split, world)
     metrics = evaluate_split(world, feed, model, Predictor(model))
     ranges = _ranges(world, feed, model)
@@ -68,6 +65,18 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
     lake.storage.write_json(plain({**result, "ranges": ranges}), *run, FOLDER, FIGURES)
     write_record(lake, recipe, run_id, evaluation=plain(result))
     return {**result, "report": lake.storage.path(*run, FOLDER, REPORT)}
+
+
+def choose_model(world: World, lake: Lake, request: Request) -> tuple[str, Model, dict[str, Any], Manifest]:
+    """The run that a request means, its model with the facts beside it, and its snapshot; nothing is written.
+
+    Raises StageError without a trained model, IntegrityError when it or the snapshot is not what it was, InputError when
+    the split has no rows."""
+    recipe, split = request["recipe"], Evaluation.model_validate(request["evaluation"]).split
+    run_id: str = world.from_first("run", lambda: newest_run(lake, recipe, request["run"]))
+    model, facts = world.together("model", lambda: read_model(lake, lake.run(recipe, run_id)))
+    world.agree({"model": facts["files"]["weights.npz"]["sha256"], "snapshot": facts["snapshot"]})
+    return run_id, model, facts, world.together("manifest", lambda: _snapshot(lake, recipe, facts["snapshot"], split))
 
 
 def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -35,6 +35,16 @@ Request = dict[str, Any]
 COMPLETE = "complete"
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a request comes to. ``made_from`` is what the run is named by; a ``complete`` one is not trained again."""
+
+    manifest: Manifest
+    made_from: dict[str, Any]
+    run: str
+    complete: bool
+
+
 def lake_request(recipe: Recipe) -> Request:
     """What a rank needs to find the lake; plain values, since a rank may be on a machine without the recipe's file."""
     storage = recipe.lake.storage
@@ -59,25 +69,33 @@ def train(world: World, request: Request) -> dict[str, Any]:
     files are gone, TrainingError when ranks disagree or a loss is not finite."""
     lake, settings = lake_of(request), Training.model_validate(request["training"])
     set_threads(world)
-    manifest = _snapshot(world, lake, request)
-    code = code_version("training", "lakering", "recipes")
-    made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
-    chosen = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from)))
-    run_id: str = chosen["run"]
-    if chosen["complete"]:
+    chosen = choose_run(world, lake, request)
+    run_id = chosen.run
+    if chosen.complete:
         world.from_first("newest", lambda: lake.make_newest(*lake.run(request["recipe"], run_id), FOLDER, JSON))
         return {"run": run_id, "made": False, "record": read_record(lake, request["recipe"], run_id), "notes": []}
     with ExitStack() as held:
         lock = storage_lock(lake.storage, *lake.run(request["recipe"], run_id), LOCK, what=f"run {run_id}", wait=False)
         world.from_first("lock", lambda: held.enter_context(lock))
-        record, notes = _train(world, lake, request, manifest, settings, run_id, made_from)
+        record, notes = _train(world, lake, request, chosen.manifest, settings, run_id, chosen.made_from)
     return {"run": run_id, "made": True, "record": record, "notes": notes}
+
+
+def choose_run(world: World, lake: Lake, request: Request) -> Chosen:
+    """The snapshot that a request means and the run that follows from it, the same on every rank; nothing is written.
+
+    Raises StageError without a snapshot, IntegrityError when its files are gone."""
+    manifest = _snapshot(world, lake, request)
+    code = code_version("training", "lakering", "recipes")
+    made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
+    found = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from)))
+    return Chosen(manifest, made_from, found["run"], found["complete"])
 
 
 def _train(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
            made_from: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     started = time.time()
-    loop = _loop(world, lake, request, manifest, settings, run_id, made_from)
+    loop = build_loop(world, lake, request, manifest, settings, run_id, made_from)
     checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
     if world.size > settings.window:
         notes.append(f"{world.size} ranks share windows of {settings.window} row groups: each row group is read by "
@@ -115,8 +133,9 @@ def _choose_run(lake: Lake, request: Request, base: str) -> dict[str, Any]:
     return {"run": run, "complete": bool(record) and record["status"] == COMPLETE if record else False}
 
 
-def _loop(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
-          made_from: dict[str, Any]) -> Loop:  # fmt: skip
+def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
+               made_from: dict[str, Any]) -> Loop:  # fmt: skip
+    """The loop of one rank at its start: model, feeds and optimizer. Raises SettingError for more ranks than lanes."""
     order = Order(seed=settings.seed, batch_size=settings.global_batch_size, window=settings.window,
                   lanes=settings.lanes or default_lanes(settings.global_batch_size))  # fmt: skip
 

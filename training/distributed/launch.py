@@ -35,6 +35,11 @@ def launch(function: str, request: Request, ranks: int | None = None, network_in
         world.close()
 
 
+def num_ranks(ranks: int | None = None) -> int:
+    """How many ranks ``launch`` would call on. Raises SettingError when this launcher cannot give as many."""
+    return validate_ranks(detect_mode(), ranks)
+
+
 def describe(mode: Mode, size: int) -> str:
     """How a training runs, for the summary."""
     if mode == "spark":

@@ -12,7 +12,8 @@ import sys
 
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
-from training.distributed import launch, only_first_speaks
+from training.distributed import launch, num_ranks, only_first_speaks
+from training.preview import preview_training
 from training.summaries import add_training
 from training.train import train_request
 
@@ -22,12 +23,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--ranks", type=int, metavar="N", help="under spark-submit: how many ranks, one a task slot")
     flags.add_argument("--snapshot", metavar="ID", help="the snapshot to train on (default: the newest)")
     flags.add_argument("--new", action="store_true", help="train again, though a run of the same inputs is complete")
+    flags.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing, launch no rank")
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
     return flags
 
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
     request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new)
+    if args.dry_run:
+        return preview_training(summary, request, num_ranks(args.ranks))
     result = launch("training.train:train", request, args.ranks, args.network_interface)
     add_training(summary, result)
 

@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo test faults lint bench-start bench-ingest cluster cluster-stop clean
+.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest cluster cluster-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -26,6 +26,9 @@ data: setup      ## the flights' five tables in data/
 
 demo: data       ## files to an evaluated model, on a year of flights
 	@$(BIN)/python scripts/demo.py
+
+check: setup     ## RECIPE=..., CONTRACT=... (or all): contracts and recipes by themselves, in a second or two
+	@$(BIN)/python scripts/check.py $(RECIPE:%=--recipe "%") $(CONTRACT:%=--contract "%")
 
 lint: setup      ## style, types, import rules, contracts
 	$(BIN)/ruff check .

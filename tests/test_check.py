@@ -52,7 +52,7 @@ def test_errors_of_several_contracts_are_told_together_and_once(tmp_path, capsys
     errors = told.err.splitlines()
     assert len(errors) == 2
     assert "weather.yaml:24: schema.0.properties.2.logicalType: logical type 'timestmp' is not supported" in errors[0]
-    assert "cities.yaml:13: " in errors[1]
+    assert "cities.yaml:24: " in errors[1]
     assert "did you mean 'repeatedKey'" in errors[1]
     assert told.out.endswith("check: 1 contract right, 2 errors\n"), "the third table's contract is right"
 

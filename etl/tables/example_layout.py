@@ -17,11 +17,11 @@ from lakering.manifest import SPLITS
 
 #: Long enough that nothing which cleans tables by their own settings touches a pinned version.
 RETENTION = "interval 36500 days"
+RETENTION_PROPERTIES = ("delta.deletedFileRetentionDuration", "delta.logRetentionDuration")
 TABLE_PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.columnMapping.mode": "none",
-    "delta.deletedFileRetentionDuration": RETENTION,
-    "delta.logRetentionDuration": RETENTION,
+    **dict.fromkeys(RETENTION_PROPERTIES, RETENTION),
     "delta.dataSkippingNumIndexedCols": "0",
 }
 KEYS_PER_FILE = 5_000_000

@@ -1,4 +1,4 @@
-"""What of a lake is listed, pinned, unpinned and removed; and what two processes, or a killed one, leave of it."""
+"""What of a lake is listed, pinned, unpinned and removed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import os
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +20,8 @@ from etl.tables import table_version
 from etl.tables.cleaning import Cleaner
 from etl.tables.example_files import set_retention
 from etl.tables.examples import build_lock, make_build
-from etl.tables.inventory import describe_snapshots, describe_unnamed_builds
-from etl.tables.snapshots import build_manifest, find_recipe, make_snapshot, pin_snapshot, unpin_snapshot
+from etl.tables.inventory import describe_snapshots
+from etl.tables.snapshots import find_recipe, make_snapshot, pin_snapshot, unpin_snapshot
 from lakering.errors import IntegrityError, SettingError, StageError
 from lakering.jobs import run_job
 from lakering.lake import Lake
@@ -36,7 +34,6 @@ from tests.etl.test_examples_table import some_trips, write_trips
 from tests.etl.trips import write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-ENTRY = Path(__file__).with_name("stopped_snapshots.py")
 NOW = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
 OLD, MID, NEW = "a" * 16, "b" * 16, "c" * 16
 
@@ -78,11 +75,6 @@ def files_of(lake):
     """Every file but the locks, with its size."""
     root = lake.storage.path()
     return {info.path.removeprefix(root): info.size for info in lake.storage.walk() if not info.path.endswith(".lock")}
-
-
-def start(how, point, job, lake):
-    return subprocess.Popen([sys.executable, str(ENTRY), how, point, job, lake.storage.root], cwd=ROOT, text=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
 
 
 def run(name, *flags):
@@ -186,98 +178,6 @@ def test_a_snapshot_that_is_not_there_is_refused_with_the_nearest(lake):
         find_recipe(lake, ["trips"], name[:-1] + "x")
     with pytest.raises(SettingError, match="of recipe 'rides'"):
         find_recipe(lake, ["rides"], name)
-
-
-@pytest.mark.parametrize("point", ["before build.json", "after build.json", "after manifest.json", f"in {OLD}"])
-def test_killed_in_the_middle_of_a_removal_and_run_again_it_ends_in_the_same_state(lake, point):
-    write_build(lake, NEW, day=2)
-    snapshot(lake, NEW)
-    without = files_of(lake)
-    write_build(lake, OLD, day=1)
-    unpin_snapshot(lake, "trips", snapshot(lake, OLD))
-    killed = start("die", point, "clean", lake)
-    assert killed.wait(60) == -9
-    assert lake.storage.exists(*lake.build("trips", OLD), "table")
-    assert lake.storage.exists(*lake.build("trips", OLD), "build.json") == (point == "before build.json")
-    assert OLD in clean(lake)[0]
-    assert files_of(lake) == without
-    assert clean(lake)[0] == {}
-
-
-def test_a_build_is_not_removed_between_its_manifest_and_its_pin(lake):
-    write_build(lake, OLD, day=1)
-    unpin_snapshot(lake, "trips", snapshot(lake, OLD))
-    other = start("wait", "before the pin", "snapshot", lake)
-    assert other.stdout is not None
-    assert other.stdout.readline() == "stopped\n"
-    assert clean(lake) == ({}, {OLD: "another process works on it"})
-    assert describe_unnamed_builds(lake, "trips") == {}
-    assert other.communicate("", timeout=60)[0] == "done\n"
-    assert [pin.by for pin in read_pins(lake).values()] == ["other"]
-    validate_files(lake, read_manifest(lake, "trips"))
-
-
-def test_a_snapshot_of_a_build_that_is_being_removed_waits_and_finds_none(lake, capfd):
-    write_build(lake, OLD, day=1)
-    unpin_snapshot(lake, "trips", snapshot(lake, OLD))
-    cleaner = start("wait", f"in {OLD}/build.json", "clean", lake)
-    assert cleaner.stdout is not None
-    assert cleaner.stdout.readline() == "stopped\n"
-    waiter = subprocess.Popen([sys.executable, "-c", "import sys; from lakering.lake import Lake; from lakering.storage import Storage\n"
-                               "from etl.tables.snapshots import make_snapshot\n"
-                               "make_snapshot(Lake(Storage(sys.argv[1])), 'trips', by='b')", lake.storage.root],
-                              cwd=ROOT, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    assert waiter.stderr is not None
-    assert f"waiting for another process that works on build {OLD}" in waiter.stderr.readline()
-    assert cleaner.communicate("", timeout=60)[0] == "done\n"
-    assert f"StageError: no complete build '{OLD}' of recipe 'trips'" in waiter.communicate(timeout=60)[1]
-    assert files_of(lake) == {}
-
-
-@pytest.fixture
-def unlocked(lake, monkeypatch):
-    """The same lake taken for one on a store that locks nothing."""
-    lake.storage.filesystem.create_dir(lake.storage.path("pins"))
-    monkeypatch.setattr(Storage, "is_local", False)
-    return lake
-
-
-def test_without_locks_a_pin_that_comes_during_a_removal_saves_the_build(unlocked, monkeypatch):
-    write_build(unlocked, OLD, day=1)
-    Path(unlocked.storage.path("snapshots/trips")).mkdir(parents=True)
-    manifest = build_manifest(unlocked, "trips")
-    Path(unlocked.storage.path("snapshots/trips", manifest.id)).mkdir()
-    manifest.write(unlocked)
-    delete = Storage.delete
-
-    def pinned_before(self, *parts):
-        if parts[-1] == "build.json":
-            pin_snapshot(unlocked, "trips", manifest.id, by="ben")
-        delete(self, *parts)
-
-    before = files_of(unlocked)
-    monkeypatch.setattr(Storage, "delete", pinned_before)
-    assert clean(unlocked) == ({}, {OLD: "pinned while it was looked at"})
-    assert files_of(unlocked).keys() == {*before, f"/pins/{manifest.id}.json"}
-    validate_files(unlocked, read_manifest(unlocked, "trips"))
-
-
-def test_without_locks_a_pin_that_comes_too_late_is_withdrawn(unlocked):
-    write_build(unlocked, OLD, day=1)
-    manifest = build_manifest(unlocked, "trips")
-    Path(unlocked.storage.path("snapshots/trips", manifest.id)).mkdir(parents=True)
-    manifest.write(unlocked)
-    unlocked.storage.delete(*unlocked.build("trips", OLD), "build.json")
-    with pytest.raises(IntegrityError, match=f"its build {OLD} is being removed"):
-        pin_snapshot(unlocked, "trips", manifest.id, by="ben")
-    assert read_pins(unlocked) == {}
-
-
-def test_without_locks_what_was_written_within_a_day_stays(unlocked):
-    write_build(unlocked, OLD, day=1, complete=False)
-    hours = datetime.datetime(2024, 4, 1, tzinfo=datetime.UTC) + datetime.timedelta(hours=23)
-    assert clean(unlocked, now=hours) == ({}, {OLD: "incomplete, and written to within a day: it may be in work"})
-    assert clean(unlocked, now=hours + datetime.timedelta(hours=2))[0] == {OLD: "it was never finished"}
 
 
 def test_the_job_lists_pins_unpins_and_cleans(lake, tmp_path, capsys):

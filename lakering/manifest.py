@@ -9,7 +9,8 @@ the checksum of the Parquet.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from lakering.errors import IntegrityError, StageError
 from lakering.lake import PINS, SNAPSHOTS, Lake
 from lakering.names import fingerprint
 
-FORMAT = 1
+FORMAT = 2
 JSON, ROW_GROUPS = "manifest.json", "row_groups.parquet"
 SPLITS = ("train", "validation", "test")
 
@@ -37,21 +38,34 @@ ROW_GROUP_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Column:
-    """A feature column of an example table.
+    """A feature column of an example table; none holds nulls.
 
-    ``float`` columns are float32 without nulls; ``id`` columns are int32 in [0, num_ids): 0 is padding, 1 null, then
-    the out-of-vocabulary buckets, then the vocabulary.
+    ``float`` columns are float32; ``id`` columns are int32 in [0, num_ids): 0 is padding, 1 null, then the
+    out-of-vocabulary buckets, then the vocabulary. The others are binary columns: of an ``array`` the little-endian
+    float32 of its ``shape``, row-major; of ``tokens`` as many little-endian int32 ids as ``shape`` tells, padded at the
+    end; of an ``image`` the bytes of its file.
     """
 
     name: str
-    kind: Literal["float", "id"]
+    kind: Literal["float", "id", "array", "tokens", "image"]
     num_ids: int | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape is not None:  # a list, when it comes from JSON
+            object.__setattr__(self, "shape", tuple(self.shape))
+
+    @property
+    def cell_bytes(self) -> int | None:
+        """Bytes of a cell of an array or of tokens."""
+        return None if self.shape is None else 4 * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """See the module's text. ``statistics`` maps a float column to its count, mean, std, min, max and quantiles on the
-    train split; ``table`` is the table's folder relative to the lake's root; ``version`` is Delta's (None: Parquet)."""
+    train split, an array to those of its elements; ``table`` is the table's folder relative to the lake's root;
+    ``version`` is Delta's (None: Parquet)."""
 
     recipe: str
     build: str
@@ -81,6 +95,15 @@ class Manifest:
     @property
     def id_columns(self) -> tuple[Column, ...]:
         return tuple(c for c in self.columns if c.kind == "id")
+
+    @property
+    def binary_columns(self) -> tuple[Column, ...]:
+        """Arrays, tokens and images."""
+        return tuple(c for c in self.columns if c.kind not in ("float", "id"))
+
+    def only(self, *kinds: str) -> Manifest:
+        """The same rows with the columns of some kinds alone."""
+        return replace(self, columns=tuple(c for c in self.columns if c.kind in kinds))
 
     @property
     def num_rows(self) -> dict[str, int]:

@@ -71,14 +71,20 @@ class Predict(Settings):
 
 
 class FeatureColumn(Settings):
-    """A column of a joined table, or the same written as its bare name."""
+    """A column of a joined table, or the same written as its bare name.
+
+    ``text`` are the ids of its words, the first ``length`` of them: lower-cased, cut where neither a letter nor a digit
+    stands. ``array`` are the numbers of an array column in its contract's shape, as float32. ``image`` are the bytes of a
+    binary column as they are."""
 
     column: Name
-    as_: Literal["number", "id"] = Field("number", alias="as")
+    as_: Literal["number", "id", "text", "array", "image"] = Field("number", alias="as")
+    length: StrictInt = Field(64, ge=1)
 
 
 class IdSettings(Settings):
-    """How ids are learnt: values seen less often than ``min_count`` in train share ``buckets`` hashed buckets."""
+    """How ids, of values and of a text's words, are learnt: what is seen less often than ``min_count`` in train shares
+    ``buckets`` hashed buckets."""
 
     min_count: StrictInt = Field(2, ge=1)
     buckets: StrictInt = Field(1, ge=1, le=1_000_000)
@@ -96,7 +102,8 @@ class ExpressionFeature(Settings):
 
     expression: str
     name: Name
-    as_: Literal["number", "id"] = Field("number", alias="as")
+    as_: Literal["number", "id", "text"] = Field("number", alias="as")
+    length: StrictInt = Field(64, ge=1)
     ids: IdSettings = IdSettings()
 
 

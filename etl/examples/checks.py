@@ -53,6 +53,17 @@ class Checker:
             self.column(name, contract, at, outcomes=outcomes)
         return parsed
 
+    def kind(self, column: Column, kind: str, at: Path_) -> None:
+        """Bytes and arrays can be taken as what they are alone, and nothing else as them."""
+        fits = "array" if column.type.startswith("array<") else "image" if column.type == "binary" else None
+        if fits and kind != fits:
+            raise self.error(at, f"column {column.name!r} is {column.type}: take it as it is (as: {fits})")
+        if kind == "text" and column.type != "string":
+            raise self.error(at, f"column {column.name!r} is {column.type}: a text is a column of strings")
+        if kind in ("array", "image") and not fits:
+            wanted = "of type array, with a shape" if kind == "array" else "of bytes (physicalType: binary)"
+            raise self.error(at, f"column {column.name!r} is {column.type}: an {kind} is a column {wanted} in its contract")
+
     def same_type(self, left: Contract, name: str, right: Contract, other: str, at: Path_) -> None:
         """Keys of two kinds never match, or match by a cast that nobody asked for."""
         kinds = [self.column(name, left, at).type, self.column(other, right, at).type]

@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from etl.examples.kinds import carried
 from etl.examples.plan import Aggregate, Asof, Feature, Plan
 from etl.transforms.point_in_time import MOMENT, Stream, at_scale, finite, fixed_point, micros, with_past
 from etl.transforms.row_ids import ROW_ID
@@ -26,6 +27,7 @@ Keep = Callable[[DataFrame], DataFrame]
 NUMBERS = (T.NumericType, T.BooleanType)
 #: Fractional numbers are no ids: 0.1 + 0.2 is not 0.3.
 FRACTIONS = (T.FloatType, T.DoubleType, T.DecimalType)
+NESTED = (T.BinaryType, T.ArrayType)
 
 
 def select_examples(plan: Plan, rows: DataFrame) -> DataFrame:
@@ -185,9 +187,17 @@ def _joined_feature(plan: Plan, rows: DataFrame, name: str, column: str) -> Expr
 
 
 def as_feature(plan: Plan, feature: Feature, rows: DataFrame, value: Expr) -> Expr:
-    """A value as it is carried: float32, or the text of an id."""
+    """A value as it is carried: float32, the text of an id, or as ``kinds`` tells."""
     kind = rows.select(value).schema[0].dataType
-    if feature.ids is not None:
+    if feature.kind in ("array", "image"):  # the contract's type is checked by the plan
+        return carried(feature, value).alias(feature.name)
+    if isinstance(kind, NESTED):
+        raise plan.recipe.document.error(feature.at, f"'{feature.name}' is {kind.simpleString()}, neither number, id nor text")
+    if feature.kind == "text":
+        if not isinstance(kind, T.StringType):
+            raise plan.recipe.document.error(feature.at, f"'{feature.name}' is {kind.simpleString()}, not a text")
+        return carried(feature, value).alias(feature.name)
+    if feature.kind == "id":
         if isinstance(kind, FRACTIONS):
             raise plan.recipe.document.error(
                 feature.at, f"'{feature.name}' is {kind.simpleString()}: a fractional number is no id"

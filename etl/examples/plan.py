@@ -14,26 +14,32 @@ from recipes.settings import (
     ColumnFeature,
     Examples,
     ExpressionFeature,
+    FeatureColumn,
     IdSettings,
     LookupFeature,
     parse_duration,
 )
-from schemas import Contract
+from schemas import Column, Contract
 from schemas.expressions import Expression
 
 How = Literal["column", "expression", "as-of", "look-up", "window"]
+Kind = Literal["number", "id", "text", "array", "image"]
 #: Names that an example table takes for itself.
 RESERVED = ("row_id", "label", "weight", "split")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature as it is joined, before nulls are filled and ids are looked up. ``at`` is its place in the recipe."""
+    """One feature as it is joined, before nulls are filled and ids are looked up. ``at`` is its place in the recipe.
+
+    ``ids`` are of ids and texts; ``shape`` is an array's, and of a text how many ids it becomes."""
 
     name: str
     how: How
     at: Path_
+    kind: Kind = "number"
     ids: IdSettings | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,10 @@ class Plan:
         found = {name for join in (*self.lookups, *self.asofs) for name in join.on}
         return tuple(sorted(found | {name for aggregate in self.aggregates for name in aggregate.by}))
 
+    def of(self, *kinds: Kind) -> tuple[Feature, ...]:
+        """The features of some kinds, in the recipe's order."""
+        return tuple(feature for feature in self.features if feature.kind in kinds)
+
 
 def plan_examples(recipe: Recipe) -> Plan:
     """Plans a recipe's examples. Raises SettingError, with file and line, for an unknown name, for a feature that would
@@ -142,10 +152,10 @@ class _Planner:
     def _add(self, feature: object, at: Path_) -> None:
         if isinstance(feature, ColumnFeature):
             self.expressions[feature.column] = self.check.expression(f"`{feature.column}`", self.main, at, outcomes=False)
-            self._feature(feature.column, "column", at, feature.ids if feature.as_ == "id" else None)
+            self._feature(feature.column, "column", at, feature, feature.ids, self.check.column(feature.column, self.main, at))
         elif isinstance(feature, ExpressionFeature):
             self.expressions[feature.name] = self.check.expression(feature.expression, self.main, at, outcomes=False)
-            self._feature(feature.name, "expression", at, feature.ids if feature.as_ == "id" else None)
+            self._feature(feature.name, "expression", at, feature, feature.ids)
         elif isinstance(feature, LookupFeature):
             self._add_lookup(feature, at)
         elif isinstance(feature, AsofFeature):
@@ -153,8 +163,13 @@ class _Planner:
         elif isinstance(feature, AggregateFeature):
             self._add_aggregate(feature, at)
 
-    def _feature(self, name: str, how: How, at: Path_, ids: IdSettings | None = None) -> None:
-        self.features.append(Feature(name, how, at, ids))
+    def _feature(self, name: str, how: How, at: Path_, wanted: FeatureColumn | ExpressionFeature | None = None,
+                 ids: IdSettings | None = None, column: Column | None = None) -> None:  # fmt: skip
+        kind: Kind = wanted.as_ if wanted else "number"
+        if column is not None:
+            self.check.kind(column, kind, at)
+        shape = (wanted.length,) if wanted and kind == "text" else column.shape if column else None
+        self.features.append(Feature(name, how, at, kind, ids if kind in ("id", "text") else None, shape))
 
     def _joined(self, feature: LookupFeature | AsofFeature, side: Contract, how: How, at: Path_) -> dict[str, str]:
         for left, right in feature.on.items():
@@ -163,10 +178,10 @@ class _Planner:
             self.check.same_type(self.main, left, side, right, (*at, "on", left))
         columns = {}
         for item in feature.columns:
-            self.check.column(item.column, side, (*at, "columns"), outcomes=False)
+            column = self.check.column(item.column, side, (*at, "columns"), outcomes=False)
             name = f"{feature.prefix}_{item.column}" if feature.prefix else item.column
             columns[name] = item.column
-            self._feature(name, how, at, feature.ids if item.as_ == "id" else None)
+            self._feature(name, how, at, item, feature.ids, column)
         return columns
 
     def _add_lookup(self, feature: LookupFeature, at: Path_) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from pyspark.sql import functions as F
@@ -67,8 +68,8 @@ def report_preview(summary: Summary, plan: Plan, build_id: str, versions: dict[s
     for feature in plan.features:
         by_kind.setdefault(feature.how, []).append(feature.name)
     summary.add("features", **by_kind)
-    ids = sum(feature.ids is not None for feature in plan.features)
-    summary.add("columns", numbers=len(plan.features) - ids, ids=ids,
+    others = Counter(f"{feature.kind}s" for feature in plan.of("text", "array", "image"))
+    summary.add("columns", numbers=len(plan.of("number")), ids=len(plan.of("id")), **others,
                 note="a number that is ever null on train gets an indicator, NAME_is_null, beside it")  # fmt: skip
 
 

@@ -24,6 +24,14 @@ def report_build(summary: Summary, lake: Lake, record: dict[str, Any], *, reused
         "float columns": sum(c["kind"] == "float" for c in columns),
         "id columns": sum(c["kind"] == "id" for c in columns),
     })  # fmt: skip
+    for kind in ("array", "tokens", "image"):
+        if names := [c["name"] for c in columns if c["kind"] == kind]:
+            summary.add("features", **{f"{kind} columns": len(names)})
+    for name, text in record["texts"].items():
+        cut = sum(text["cut"].values())
+        summary.add(
+            "features", **{f"{name} cut to {text['length']} words": f"{cut:,} of {sum(record['num_rows'].values()):,} rows"}
+        )
     if record["never_in_train"]:
         summary.add("features", never_seen_in_train=record["never_in_train"])
     if record["not_finite"]:

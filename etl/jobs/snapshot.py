@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 from etl.tables.snapshots import build_manifest, make_snapshot
 from lakering.jobs import job_parser, read_recipe_of, run_job, user_name
@@ -25,7 +26,8 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     summary.add("rows", **manifest.num_rows)
     summary.add("files", files=len(manifest.row_groups.group_by("path").aggregate([])), row_groups=manifest.row_groups.num_rows,
                 rows_in_a_row_group=_range(manifest.row_groups["num_rows"].to_pylist()))  # fmt: skip
-    summary.add("columns", float=len(manifest.float_columns), id=len(manifest.id_columns))
+    summary.add("columns", float=len(manifest.float_columns), id=len(manifest.id_columns),
+                **Counter(column.kind for column in manifest.binary_columns))  # fmt: skip
 
 
 def _range(sizes: list[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -25,6 +25,8 @@ TABLE_PROPERTIES = {
     "delta.dataSkippingNumIndexedCols": "0",
 }
 KEYS_PER_FILE = 5_000_000
+#: A row group with binary columns is no larger, since a feed holds windows of them; the recipe's rows are for slim rows.
+MAX_ROW_GROUP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Layout:
     row_groups_per_file: int
     seed: int
 
+    def within(self, row_bytes: int) -> Layout:
+        """The layout of rows so wide that fewer of them must do for a row group."""
+        return replace(self, row_group_rows=max(1, min(self.row_group_rows, MAX_ROW_GROUP_BYTES // row_bytes)))
+
     def num_files(self, num_rows: int) -> int:
         return math.ceil(num_rows / (self.row_group_rows * self.row_groups_per_file))
 
@@ -45,9 +51,12 @@ def write_keys(uri: str, keys: DataFrame, num_rows: int) -> None:
     keys.repartition(files, ROW_ID).sortWithinPartitions(ROW_ID).write.parquet(uri)
 
 
-def write_rows(uri: str, rows: DataFrame, num_rows: Mapping[str, int], layout: Layout) -> None:
+def write_rows(uri: str, rows: DataFrame, num_rows: Mapping[str, int], layout: Layout,
+               widths: Mapping[str, int] | None = None) -> None:  # fmt: skip
     """Writes example rows in the order of a seeded hash of ``row_id``, each file by a task of its own, so that the same
-    rows give the same files. Files and row groups are of even size."""
+    rows give the same files. Files and row groups are of even size. ``widths`` are the bytes of a binary column's cell."""
+    row_bytes = _row_width(rows, widths or {})
+    layout = layout.within(row_bytes) if widths else layout
     files = {split: layout.num_files(num_rows.get(split, 0)) for split in SPLITS}
     share = uniform(F.xxhash64(F.col(ROW_ID), F.lit(layout.seed)))
     index, first = F.lit(0), 0
@@ -58,7 +67,16 @@ def write_rows(uri: str, rows: DataFrame, num_rows: Mapping[str, int], layout: L
     tasks = F.array(*[F.lit(key).cast("bigint") for key in _task_keys(rows.sparkSession, first)])
     placed = rows.withColumns({"_share": share, "_task": tasks[index.cast("int")]})
     ordered = placed.repartition(first, "_task").sortWithinPartitions(SPLIT, "_share", ROW_ID).drop("_share", "_task")
-    with _row_groups_of(rows.sparkSession, layout.row_group_rows * _row_width(rows)):
+    # Parquet takes a row group's size in bytes alone, and a Delta write takes it from the session alone; without
+    # dictionaries every row has the same width, so that bytes mean rows.
+    size = layout.row_group_rows * row_bytes
+    wanted: dict[str, str | int] = {"parquet.block.size": size, "parquet.enable.dictionary": "false"}
+    if widths:
+        # It counts finished pages as compressed, by which row groups of arrays came out many times too large: here a page
+        # ends with its row group. And it counts after a hundred rows at the earliest, which may be too many of these.
+        wanted |= {"parquet.page.size": min(2 * size, 2**30), "parquet.page.row.count.limit": 2 * layout.row_group_rows,
+                   "parquet.page.size.row.check.min": max(1, min(100, layout.row_group_rows // 8))}  # fmt: skip
+    with session_settings(rows.sparkSession, wanted):
         writer = ordered.write.partitionBy(SPLIT)
         if layout.format == "parquet":
             writer.parquet(uri)
@@ -74,19 +92,18 @@ def _task_keys(spark: SparkSession, tasks: int) -> list[int]:
     return [keys[task] for task in range(tasks)]
 
 
-def _row_width(rows: DataFrame) -> int:
-    return sum(8 if isinstance(field.dataType, T.LongType) else 4 for field in rows.schema.fields if field.name != SPLIT)
+def _row_width(rows: DataFrame, widths: Mapping[str, int]) -> int:
+    fields = [field for field in rows.schema.fields if field.name != SPLIT]
+    return sum(widths.get(field.name, 8 if isinstance(field.dataType, T.LongType) else 4) for field in fields)
 
 
 @contextmanager
-def _row_groups_of(spark: SparkSession, num_bytes: int) -> Iterator[None]:
-    """Row groups of a size. Parquet takes it in bytes alone, and a Delta write takes it from the session alone; without
-    dictionaries every row has the same width, so that bytes mean rows. Put back afterwards, on failure too."""
-    wanted = {"parquet.block.size": str(num_bytes), "parquet.enable.dictionary": "false"}
+def session_settings(spark: SparkSession, wanted: Mapping[str, str | int]) -> Iterator[None]:
+    """Settings of a session for a while; put back afterwards, on failure too."""
     before = {name: spark.conf.get(name, None) for name in wanted}
     try:
         for name, value in wanted.items():
-            spark.conf.set(name, value)
+            spark.conf.set(name, str(value))
         yield
     finally:
         for name, old in before.items():

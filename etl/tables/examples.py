@@ -12,10 +12,11 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from etl.examples.build import Built, built_examples
+from etl.examples.kinds import arrow_rows
 from etl.examples.plan import Plan
 from etl.tables.delta import read_table
 from etl.tables.example_files import read_row_groups, validate_counts
-from etl.tables.example_layout import Layout, write_keys, write_rows
+from etl.tables.example_layout import Layout, session_settings, write_keys, write_rows
 from lakering.errors import StageError
 from lakering.lake import EXAMPLES, Lake
 from lakering.lock import storage_lock
@@ -84,12 +85,19 @@ def make_build(spark: SparkSession, lake: Lake, plan: Plan, build_id: str, input
         return spark.read.schema(rows.schema).parquet(uri)
 
     versions = {name: version for name, (_, version) in inputs["tables"].items()}
-    with built_examples(plan, read_inputs(spark, lake, plan.contracts, versions), stage) as built:
+    with (session_settings(spark, _python_settings(spark, plan)),
+          built_examples(plan, read_inputs(spark, lake, plan.contracts, versions), stage) as built):  # fmt: skip
         _write_built(lake, plan, folder, built)
     lake.storage.delete(*folder, STAGING)
     record = _record_of(lake, plan, build_id, inputs, built)
     lake.storage.write_json(record, *folder, BUILD)
     return record
+
+
+def _python_settings(spark: SparkSession, plan: Plan) -> dict[str, str | int]:
+    """No more rows for Python at a time than fit; Spark counts rows, however long they are."""
+    name, most = "spark.sql.execution.arrow.maxRecordsPerBatch", arrow_rows(plan)
+    return {} if most is None else {name: min(most, int(spark.conf.get(name, "10000") or most))}
 
 
 def _write_built(lake: Lake, plan: Plan, folder: tuple[str, ...], built: Built) -> None:
@@ -100,7 +108,7 @@ def _write_built(lake: Lake, plan: Plan, folder: tuple[str, ...], built: Built) 
     learnt["columns"] = [asdict(column) for column in built.facts["columns"]]
     learnt["ids"] = {feature.name: feature.ids.model_dump() for feature in plan.features if feature.ids}
     lake.storage.write_json(learnt, *folder, LEARNT, "statistics.json")
-    write_rows(lake.storage.uri(*folder, TABLE), built.rows, built.num_rows, layout)
+    write_rows(lake.storage.uri(*folder, TABLE), built.rows, built.num_rows, layout, built.widths)
 
 
 def _record_of(lake: Lake, plan: Plan, build_id: str, inputs: Mapping[str, Any], built: Built) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import reduce
 
 from pyspark.sql import Column as Expr
 from pyspark.sql import DataFrame, Window
@@ -13,12 +14,15 @@ from recipes.settings import IdSettings
 PADDING, NULL, FIRST_BUCKET = 0, 1, 2
 
 
-def fit_vocabulary(train: DataFrame, settings: Mapping[str, IdSettings]) -> DataFrame:
+def fit_vocabulary(train: DataFrame, settings: Mapping[str, IdSettings], texts: Collection[str] = ()) -> DataFrame:
     """Columns ``feature, value, count, id``: the values (strings) seen at least ``min_count`` times, the most frequent
-    first, at most ``max_size`` of each feature. One pass for all features."""
+    first, at most ``max_size`` of each feature. Of ``texts`` it is their words, each as often as it stands there. One pass
+    for all features."""
     names = list(settings)
-    pairs = [cell for place, name in enumerate(names) for cell in (F.lit(place), F.col(name))]
-    values = train.select(F.stack(F.lit(len(names)), *pairs).alias("_place", "value")).where("value is not null")
+    pairs = [cell for place, name in enumerate(names) if name not in texts for cell in (F.lit(place), F.col(name))]
+    parts = [train.select(F.stack(F.lit(len(pairs) // 2), *pairs).alias("_place", "value"))] if pairs else []
+    parts += [train.select(F.lit(names.index(name)).alias("_place"), F.explode(f"{name}.words").alias("value")) for name in texts]
+    values = reduce(DataFrame.unionAll, parts).where("value is not null")
 
     def setting(of: Callable[[IdSettings], int]) -> Expr:
         return F.array(*[F.lit(of(settings[name])) for name in names])[F.col("_place")]

@@ -12,7 +12,7 @@ from etl.transforms.point_in_time import MOMENT, finite, micros
 
 DROPPED = "_dropped"
 #: Why a row became no example, in the order in which it is judged.
-REASONS = ("where", "no_moment", "no_label", "no_weight", "label_known_before")
+REASONS = ("where", "no_moment", "no_label", "no_weight", "label_known_before", "no_image")
 
 
 def with_prediction(rows: DataFrame, *, label: Expr, moment: Expr, where: Expr | None, weight: Expr | None,

@@ -58,6 +58,13 @@ class Moments:
         variance = self.sum2 / self.count - (self.sum1 / self.count) ** 2
         return {"count": self.count, "mean": self.mean, "std": math.sqrt(max(variance, 0.0)), "min": self.min, "max": self.max}
 
+    def indicator_figures(self) -> dict[str, float]:
+        """The same of the column's indicator: 1 where it is null."""
+        total = self.count + self.nulls
+        share = self.nulls / total
+        return {"count": total, "mean": share, "std": (share * (1 - share)) ** 0.5,
+                "min": float(self.nulls == total), "max": float(self.nulls > 0)}  # fmt: skip
+
 
 def fit_moments(rows: DataFrame, names: Sequence[str]) -> dict[str, dict[str, Moments]]:
     """Moments by split and column, in two passes: extremes first, which give the sums their fixed point."""

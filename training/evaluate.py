@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,19 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
     run = lake.run(recipe, run_id)
     feed = _feed(lake, manifest, settings.split, world)
     metrics = evaluate_split(world, feed, model, Predictor(model))
-    ranges = _ranges(world, feed, model)
+    ranges = _ranges(world, replace(feed, manifest=manifest.only("float")), model)
     if world.rank:
         return {}
     contestants: dict[str, Metrics] = {"model": metrics, "base rate": base_rate_metrics(lake, manifest, settings.split)}
     tree_facts: dict[str, Any] = {}
-    if settings.trees:
+    if settings.trees and manifest.only("float", "id").columns:
         contestants["boosted trees"], tree_facts = tree_metrics(lake, manifest, settings, facts["seed"])
     figures = {name: {**plain(found.figures()), **(tree_facts if name == "boosted trees" else {})}
                for name, found in contestants.items()}  # fmt: skip
     result = {"recipe": recipe, "run": run_id, "snapshot": manifest.id, "split": settings.split, "figures": figures,
               "verdict": verdict(figures, model.columns.label.kind)}  # fmt: skip
+    if settings.trees and "boosted trees" not in figures:
+        result["verdict"]["against_boosted_trees"] = "not made: the examples have neither floats nor ids"
     findings = Findings(result=result, label=model.columns.label, contestants=contestants, ranges=ranges,
                         steps=read_steps(lake, run), facts=facts)  # fmt: skip
     write_report(lake, findings, *run, FOLDER, REPORT)

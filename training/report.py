@@ -55,6 +55,8 @@ def render(findings: Findings) -> str:
     )
     ordinals = result["figures"].get("boosted trees", {}).get("ids_as_ordinals") or []
     note = f"<p>Boosted trees were given these ids as plain ordinals: {html.escape(', '.join(ordinals))}.</p>" if ordinals else ""
+    left_out = result["figures"].get("boosted trees", {}).get("left_out") or []
+    note += f"<p>Boosted trees were not given {html.escape(', '.join(left_out))}: neither floats nor ids.</p>" if left_out else ""
     images = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{png}"></figure>' for name, png in plots)
     title = f"{result['recipe']}: run {result['run']}"
     return f"""<!doctype html>

@@ -69,8 +69,9 @@ def report_preview(summary: Summary, plan: Plan, build_id: str, versions: dict[s
         by_kind.setdefault(feature.how, []).append(feature.name)
     summary.add("features", **by_kind)
     others = Counter(f"{feature.kind}s" for feature in plan.of("text", "array", "image"))
+    unseen = "; rows without an image are counted as examples here" if plan.of("image") else ""
     summary.add("columns", numbers=len(plan.of("number")), ids=len(plan.of("id")), **others,
-                note="a number that is ever null on train gets an indicator, NAME_is_null, beside it")  # fmt: skip
+                note="a number that is ever null on train gets an indicator, NAME_is_null, beside it" + unseen)  # fmt: skip
 
 
 def report_counts(summary: Summary, plan: Plan, counts: Counts) -> None:

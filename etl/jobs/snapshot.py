@@ -27,7 +27,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     summary.add("files", files=len(manifest.row_groups.group_by("path").aggregate([])), row_groups=manifest.row_groups.num_rows,
                 rows_in_a_row_group=_range(manifest.row_groups["num_rows"].to_pylist()))  # fmt: skip
     summary.add("columns", float=len(manifest.float_columns), id=len(manifest.id_columns),
-                **Counter(column.kind for column in manifest.binary_columns))  # fmt: skip
+                **Counter(str(column.kind) for column in manifest.binary_columns))  # fmt: skip
 
 
 def _range(sizes: list[int]) -> str:

@@ -17,7 +17,7 @@ from lakering.errors import IntegrityError, SettingError
 from lakering.lake import Lake
 from lakering.manifest import Manifest
 from training.feed import plan
-from training.feed.blocks import Block, empty_block, joined, pack, take
+from training.feed.blocks import Block, Rows, empty_block, joined, pack, take
 from training.feed.plan import Order, Window
 from training.feed.reader import RowGroup, read_row_groups
 
@@ -25,7 +25,8 @@ from training.feed.reader import RowGroup, read_row_groups
 @dataclass(frozen=True)
 class Batch:
     """This rank's rows of one global batch (possibly none), in output order. ``output`` is a row's index in the
-    global batch, ``global_rows`` the number of rows that all ranks have together."""
+    global batch, ``global_rows`` the number of rows that all ranks have together. By column, ``arrays`` are float32 of
+    [rows, *shape], ``tokens`` int32 ids of [rows, length], ``images`` objects: each the bytes of a file, not decoded."""
 
     step: int
     floats: npt.NDArray[np.float32]
@@ -35,6 +36,9 @@ class Batch:
     row_id: npt.NDArray[np.int64]
     output: npt.NDArray[np.int64]
     global_rows: int
+    arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    tokens: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
+    images: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -90,7 +94,8 @@ class Feed:
     def columns(self) -> list[str]:
         manifest = self.manifest
         extra = [manifest.label, manifest.row_id] + ([manifest.weight] if manifest.weight else [])
-        return list(dict.fromkeys([*manifest.float_columns, *(c.name for c in manifest.id_columns), *extra]))
+        rest = [c.name for c in (*manifest.id_columns, *manifest.binary_columns)]
+        return list(dict.fromkeys([*manifest.float_columns, *rest, *extra]))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """This rank's part of every global batch from ``start_step`` on, the same number of them on every rank.
@@ -120,10 +125,17 @@ class Feed:
                     continue
                 parts.append(take(block, output, last))
                 output = min(last, blocks.served_to)
-            rows = joined(parts)
-            batch = Batch(step, *rows[:-1], rows.output - first, last - first)
+            batch = self._batch(step, joined(parts), first, last)
             self.statistics.rows += batch.num_rows
             yield batch
+
+    def _batch(self, step: int, rows: Rows, first: int, last: int) -> Batch:
+        kinds = {c.name: c.kind for c in self.manifest.binary_columns}
+        arrays, tokens, images = (
+            {name: cells for name, cells in rows.binary.items() if kinds[name] == kind} for kind in ("array", "tokens", "image")
+        )
+        return Batch(step, rows.floats, rows.ids, rows.label, rows.weight, rows.row_id, rows.output - first, last - first,
+                     arrays, tokens, images)  # fmt: skip
 
     def read_block(self, window: Window, epoch: int) -> Block:
         """Reads and packs this rank's share of a window."""

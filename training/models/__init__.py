@@ -25,8 +25,16 @@ def read_model_section(recipe: Recipe) -> dict[str, Any]:
 
 
 def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, precision: str = "float32") -> Model:
-    """The model that a section of a recipe names, its variables set from the seed alone."""
+    """The model that a section of a recipe names, its variables set from the seed alone.
+
+    Raises SettingError when there is no such model, or when it cannot take a column."""
     if section["name"] not in MODELS:
         raise SettingError(f"no model is named {section['name']!r}{nearest(section['name'], MODELS)}")
     settings, model = MODELS[section["name"]]
+    left = [f"{column.name} ({column.kind})" for column in columns.binary if column.kind not in model.takes]
+    if left:
+        kinds = ", ".join(("float", "id", *model.takes))
+        raise SettingError(f"model {section['name']!r} takes columns of the kinds {kinds}, and cannot take {', '.join(left)}",
+                           next_step="leave these features out of the recipe and build its examples again, or name a model that "
+                           "takes them")  # fmt: skip
     return model(settings.model_validate(section), columns, seed=seed, precision=precision)

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,16 @@ class IdColumn:
 
 
 @dataclass(frozen=True)
+class BinaryColumn:
+    """An array, tokens or an image (see ``lakering.manifest.Column``)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None = None
+    num_ids: int | None = None
+
+
+@dataclass(frozen=True)
 class Label:
     """``mean`` and ``std`` are the train split's: a base rate, or what a regression's label is normalised by."""
 
@@ -54,6 +64,7 @@ class ModelColumns:
     floats: tuple[FloatColumn, ...]
     ids: tuple[IdColumn, ...]
     label: Label
+    binary: tuple[BinaryColumn, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> ModelColumns:
@@ -62,12 +73,14 @@ class ModelColumns:
         facts = manifest.statistics.get(manifest.label)
         if facts is None:
             raise IntegrityError(f"snapshot {manifest.id} holds no statistics of its label {manifest.label}")
-        return cls(floats, ids, Label(manifest.label, manifest.label_kind, facts["mean"], facts["std"] or 1.0))
+        binary = tuple(BinaryColumn(c.name, c.kind, c.shape, c.num_ids) for c in manifest.binary_columns)
+        return cls(floats, ids, Label(manifest.label, manifest.label_kind, facts["mean"], facts["std"] or 1.0), binary)
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> ModelColumns:
         floats = tuple(FloatColumn(**{**c, "edges": tuple(c["edges"])}) for c in facts["floats"])
-        return cls(floats, tuple(IdColumn(**c) for c in facts["ids"]), Label(**facts["label"]))
+        binary = tuple(BinaryColumn(**{**c, "shape": c["shape"] and tuple(c["shape"])}) for c in facts["binary"])
+        return cls(floats, tuple(IdColumn(**c) for c in facts["ids"]), Label(**facts["label"]), binary)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,6 +106,8 @@ class Model(ABC):
     independent of each other (no normalisation over a batch), so that ranks may share a batch in any way."""
 
     columns: ModelColumns
+    #: The kinds of columns, beside floats and ids, that the model takes: array, tokens, image.
+    takes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:

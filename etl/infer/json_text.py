@@ -6,9 +6,12 @@ import json
 from collections import Counter
 from typing import Any, NoReturn
 
+from etl.infer.types import is_integer
 from lakering.errors import InputError
 
 NESTED = "nested"
+#: Of lists of numbers the text is their length.
+INTEGERS, NUMBERS = "array<bigint>", "array<double>"
 Cell = tuple[str, str]
 
 
@@ -66,7 +69,11 @@ def _cell(value: Any) -> Cell:
         return str(value).lower(), "boolean"
     if isinstance(value, Number):
         return str(value), "number"
-    return (value, "string") if isinstance(value, str) else (json.dumps(value), NESTED)
+    if isinstance(value, str):
+        return value, "string"
+    if isinstance(value, list) and value and all(isinstance(item, Number) for item in value):
+        return str(len(value)), INTEGERS if all(is_integer(item) for item in value) else NUMBERS
+    return "", NESTED
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

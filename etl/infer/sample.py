@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from etl.infer.csv_text import BOM, CsvDialect, guess_encoding, read_table, sniff_dialect, with_lines
-from etl.infer.json_text import NESTED, read_objects
+from etl.infer.json_text import INTEGERS, NESTED, NUMBERS, read_objects
 from etl.infer.parquet_types import contract_type, texts_of, widen
 from etl.sources.files import SourceFile, list_files
 from etl.sources.sample import choose_files, read_head, read_parquet_head
@@ -23,7 +23,8 @@ MAX_FILES = 5
 
 @dataclass(frozen=True)
 class Cells:
-    """A column: its texts (None where there is no value), of JSON how many values of each kind, of Parquet the type."""
+    """A column: its texts (None where there is no value), of JSON how many values of each kind; of Parquet, and of
+    arrays, the type."""
 
     texts: list[str | None]
     kinds: Counter[str] = field(default_factory=Counter)
@@ -127,10 +128,13 @@ def _sample_json(sample: Sample, files: list[SourceFile], rows_each: int, settin
     for name in dict.fromkeys(name for row in rows for name in row):
         cells = [row.get(name) for row in rows]
         kinds = Counter(cell[1] for cell in cells if cell)
-        if kinds[NESTED]:
-            left_out[name] = "its values are lists or objects"
+        texts = [cell[0] if cell else None for cell in cells]
+        if kinds.keys() and kinds.keys() <= {INTEGERS, NUMBERS}:
+            columns[name] = Cells(texts, declared=NUMBERS if kinds[NUMBERS] else INTEGERS)
+        elif kinds.keys() & {INTEGERS, NUMBERS, NESTED}:
+            left_out[name] = "its values are objects, or lists of other than numbers"
         else:
-            columns[name] = Cells([cell[0] if cell else None for cell in cells], kinds)
+            columns[name] = Cells(texts, kinds)
     return replace(sample, columns=columns, num_rows=len(rows), faults=faults, left_out=left_out, is_whole=whole)
 
 

@@ -6,8 +6,10 @@ import pytest
 from pyspark.sql import functions as F
 
 from etl.infer.types import DATE_FORMATS, FORMATS, clock_of, infer_type, is_boolean, is_date, is_double, is_integer, patterns_of
-from etl.transforms.validation import _typed
-from schemas import Column, Dialect
+from etl.ingest import ingest_table
+from etl.tables import read_table
+from recipes import read_recipe
+from tests.etl.conftest import NOW
 
 TEXTS = [
     "0",
@@ -69,18 +71,20 @@ TEXTS = [
     "12013-01-01",
     "x",
 ]
-TEXTS += [
-    "",
-    " 1",
-    "1 ",
-    "1\n",
-    "2013-01-01 12:30:00",
-    "2013-01-01 12:30:00Z",
-    "2013-01-01  12:30:00",
-    "2013-01-01 ",
-    "true ",
-    "2013-01-01\n",
-]
+TEXTS += [" 1", "1 ", "2013-01-01 12:30:00", "2013-01-01 12:30:00Z", "2013-01-01  12:30:00", "2013-01-01 ", "true "]
+
+CONTRACT = """
+apiVersion: v3.1.0
+kind: DataContract
+id: t
+version: 1.0.0
+status: draft
+schema:
+  - name: t
+    customProperties: [{property: timestampZone, value: UTC}]
+    properties:
+      - {name: i, logicalType: integer, primaryKey: true, primaryKeyPosition: 1}
+"""
 
 TIMES = [
     "2013-01-05T7:30",
@@ -98,27 +102,54 @@ TIMES += ["2013-01-05 07:30", "2013-01-05 7:30", "2013-1-5 7:30", "2013/1/5 7:30
           "1/5/2013 7:3", "1/5/2013  7:30", "1/5/0099 7:30", " 1/5/2013 7:30", "2013/1/5 7:30", "1/5/2013 7:30:15.5", "29.2.2012 0:00:00"]  # fmt: skip
 
 
+KINDS = {
+    "boolean": "boolean",
+    "int": "integer",
+    "bigint": "integer",
+    "double": "number",
+    "date": "date",
+    "timestamp": "timestamp",
+}
+
+
+def test_texts_are_accepted_here_as_ingest_accepts_them(spark, tmp_path):
+    """Each text stands once in a column of each type, alone in its row: what ingest refuses is the text of that type."""
+    columns = [f"      - {{name: {name}_, logicalType: {kind}, physicalType: {name}}}\n" for name, kind in KINDS.items()]
+    (tmp_path / "t.yaml").write_text(CONTRACT + "".join(columns))
+    (tmp_path / "recipe.yaml").write_text("name: t\ntables: {t: {contract: t.yaml, sources: [{files: t.csv, format: csv}]}}\n")
+    tried = [(text, name) for text in TEXTS for name in KINDS]
+    rows = "".join(
+        f"{i}," + ",".join(f'"{text}"' if name == of else "" for name in KINDS) + "\n" for i, (text, of) in enumerate(tried)
+    )
+    (tmp_path / "t.csv").write_text("i," + ",".join(f"{name}_" for name in KINDS) + "\n" + rows)
+    recipe = read_recipe(tmp_path / "recipe.yaml", lake=str(tmp_path / "lake"))
+    contract = recipe.contract("t")
+    result = ingest_table(spark, recipe, contract, recipe.settings.tables["t"].sources, now=NOW)
+    assert result.rows_read == len(tried)
+    accepted = {tried[row["i"]] for row in read_table(spark, recipe.lake, contract).select("i").collect()}
+    ours = {"boolean": is_boolean, "int": lambda text: is_integer(text, 2**31), "bigint": is_integer, "double": is_double,
+            "date": is_date, "timestamp": lambda text: clock_of(text) is not None}  # fmt: skip
+    assert {(text, name) for text, name in tried if ours[name](text)} == accepted
+
+
+def test_a_timestamp_is_zoned_or_local():
+    assert [clock_of(text) for text in ("2013-01-01T00:00:00+05:30", "2013-01-01 00:00:00.5", "2013-01-01")] == [
+        "zoned",
+        "local",
+        None,
+    ]
+    assert not any(
+        accepts(text)
+        for accepts in (is_boolean, is_integer, is_double, is_date, clock_of)
+        for text in ("", "1\n", "2013-01-01\n")
+    )
+
+
 def judged(spark, texts, **values):
     """Of each rule: the texts for which it gives a value."""
     rows = spark.createDataFrame([(text,) for text in texts], "text string")
     found = rows.select("text", *[value(F.col("text")).isNotNull().alias(name) for name, value in values.items()]).collect()
     return {name: {row["text"] for row in found if row[name]} for name in values}
-
-
-def test_texts_are_accepted_here_as_ingest_accepts_them(spark):
-    zoneless, zoned = Dialect(timestamp_zone="UTC"), Dialect()
-    kinds = {
-        kind: (lambda text, kind=kind: _typed(text, Column("x", kind), zoned))
-        for kind in ("boolean", "int", "bigint", "double", "date", "timestamp")
-    }
-    found = judged(spark, TEXTS, **kinds, local=lambda text: _typed(text, Column("x", "timestamp"), zoneless))
-    assert {text for text in TEXTS if is_boolean(text)} == found["boolean"]
-    assert {text for text in TEXTS if is_integer(text, 2**31)} == found["int"]
-    assert {text for text in TEXTS if is_integer(text)} == found["bigint"]
-    assert {text for text in TEXTS if is_double(text)} == found["double"]
-    assert {text for text in TEXTS if is_date(text)} == found["date"]
-    assert {text for text in TEXTS if clock_of(text) == "zoned"} == found["timestamp"]
-    assert {text for text in TEXTS if clock_of(text)} == found["local"]
 
 
 def test_other_ways_to_write_times_are_ones_that_ingest_reads(spark):

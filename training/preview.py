@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from lakering.lake import Lake
 from lakering.record import read_record
 from lakering.summary import Summary
@@ -34,7 +36,7 @@ def preview_training(summary: Summary, request: Request, ranks: int) -> None:
                 build=manifest.build, code=chosen.made_from["code"])  # fmt: skip
     if notes:
         summary.add("run", warnings=notes)
-    columns = {"float": len(manifest.float_columns), "id": len(manifest.id_columns)}
+    columns = dict(Counter(column.kind for column in manifest.columns))
     parameters = int(sum(variable.shape.num_elements() for variable in loop.model.variables))
     summary.add("training", model=request["model"]["name"], parameters=parameters, columns=columns, rows=manifest.num_rows,
                 ranks=ranks, global_batch_size=settings.global_batch_size, steps_per_epoch=steps, epochs=settings.epochs,

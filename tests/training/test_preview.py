@@ -33,6 +33,7 @@ def test_a_dry_run_tells_the_run_its_steps_and_its_model(write_toy):
     assert told["run"]["would"] == "start anew"
     assert told["run"]["snapshot"] == toy.manifest.id
     assert told["training"]["rows"] == {"train": 650, "validation": 150, "test": 300}
+    assert told["training"]["columns"] == {"float": 2, "id": 2}
     assert (told["training"]["steps_per_epoch"], told["training"]["steps"]) == (7, 14)
     result = train(World(), train_request(read_recipe(toy.recipe)))
     assert result["run"] == told["run"]["id"]

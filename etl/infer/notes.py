@@ -25,7 +25,7 @@ def notes_on_text(name: str, values: Counter[str], tokens: Iterable[str]) -> tup
     stripped = infer_type([text.strip() for text in values])
     if stripped:
         return (f"{stripped} with spaces around it, which is refused: " + _derived(f"cast(trim({name}) as {stripped})"),)
-    doubtful = [f"{token!r} stands here {values[token]:,} times: if it means null, add it to nullTokens"
+    doubtful = [f"{token!r} are {values[token]:,} of {values.total():,} values: if it means null, add it to nullTokens"
                 for token in tokens if values[token]]  # fmt: skip
     return (*doubtful, *_nearly(values))
 

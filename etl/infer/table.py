@@ -100,5 +100,5 @@ def _bad_names(sample: Sample, bad: dict[str, str]) -> InputError:
     if sample.format == "csv" and sample.dialect is not None:
         header = sample.dialect.delimiter.replace("\t", r"\t").join(bad.get(name, name) for name in sample.columns)
         next_step += f". Of one plain file: sed -i '1s/.*/{header}/' FILE"
-    return InputError(f"{place} has {len(bad)} names that no table takes (a letter, then letters, digits and underscores, no two "
+    return InputError(f"{place} holds names that no table takes (a letter, then letters, digits and underscores, no two "
                       f"alike but for case); in brackets one that it would take: {listed}", next_step=next_step)  # fmt: skip

@@ -207,7 +207,7 @@ def test_null_tokens_are_those_that_a_column_of_numbers_or_times_shows(tmp_path)
     namibia = infer_csv(tmp_path, "n,country\n1,NA\n2,DE\n3,FR\n")
     assert namibia.tokens == {}
     assert column(namibia, "country").required
-    assert column(namibia, "country").notes == ("'NA' stands here 1 times: if it means null, add it to nullTokens",)
+    assert column(namibia, "country").notes == ("'NA' are 1 of 3 values: if it means null, add it to nullTokens",)
 
 
 def test_whole_numbers_get_the_type_that_leaves_them_room(tmp_path):
@@ -353,7 +353,7 @@ def test_names_that_no_table_takes_are_refused_with_ones_that_it_would_take(tmp_
     content = "id,Trip Distance,fare ($),2nd,Id,été\n1,2,3,4,5,6\n2,2,3,4,5,6\n"
     with pytest.raises(InputError) as caught:
         infer_csv(tmp_path, content)
-    assert caught.value.message.startswith(f"{tmp_path}/t.csv:1: the header has 5 names that no table takes")
+    assert caught.value.message.startswith(f"{tmp_path}/t.csv:1: the header holds names that no table takes")
     assert "'Trip Distance' (trip_distance), 'fare ($)' (fare), '2nd' (c_2nd), 'Id' (id_2), 'été' (t)" in caught.value.message
     assert caught.value.next_step is not None
     assert "sed -i '1s/.*/id,trip_distance,fare,c_2nd,id_2,t/' FILE" in caught.value.next_step
@@ -416,7 +416,7 @@ def test_json_tells_numbers_from_texts_and_leaves_nested_values_out(tmp_path):
     ]
     lines += [{"n": 2.50, "t": "2", "both": "x", "list": [], "vector": [0.5, 2], "flag": False, "none": None, "big": 2}] * 2
     rows = "".join(json.dumps(line) + "\n" for line in lines) + '{"n": 1, "n": 2}\nno json\n'
-    with pytest.raises(InputError, match=r"t.jsonl: has 1 names that no table takes.*'Bad name' \(bad_name\)"):
+    with pytest.raises(InputError, match=r"t.jsonl: holds names that no table takes.*'Bad name' \(bad_name\)"):
         infer(write(tmp_path, "t.jsonl", rows))
     table = infer(tmp_path / "t.jsonl", leave_out_bad_names=True)
     contract = contract_of(tmp_path, table)

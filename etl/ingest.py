@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pyspark import StorageLevel
-from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from etl.sources.files import SourceFile, list_files, read_header, read_lines, validate_unchanged
-from etl.tables import Counts, table_id, table_lock, write_quarantine, write_rows
-from etl.transforms.parsing import with_csv_cells, with_json_cells
-from etl.transforms.provenance import with_content_hash
-from etl.transforms.validation import with_typed_columns
+from etl.parse import ParsedRows, Reasons, parsed_files
+from etl.sources.files import SourceFile, folder_of, list_files, validate_unchanged
+from etl.sources.read import FileGroup, group_files, named_errors
+from etl.tables import Batch, Counts, foresee_rows, table_id, table_lock, write_quarantine, write_rows
+from etl.transforms.sql import literal
 from lakering.errors import InputError, RefusedError, nearest
 from lakering.lake import Lake
 from lakering.names import fingerprint
@@ -41,19 +39,9 @@ class IngestResult:
     rows_read: int = 0
     rows_written: int = 0
     rows_already_present: int = 0
-    rows_replaced: int = 0
     rows_superseded: int = 0
     rows_refused: int = 0
     refused: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Files that are parsed alike: one source's, under one header."""
-
-    source: Source
-    header: tuple[str, ...]
-    files: list[SourceFile]
 
 
 def ingest_table(
@@ -64,28 +52,32 @@ def ingest_table(
     *,
     now: datetime.datetime,
     reread: bool = False,
+    dry_run: bool = False,
     result: IngestResult | None = None,
 ) -> IngestResult:
     """Puts what the sources hold into the contract's table. Files that are in already, unchanged, are not read again
-    unless ``reread``. ``result`` is filled as far as the ingest comes, failed or not.
+    unless ``reread``; with ``dry_run`` all is counted and nothing written. ``result`` is filled as far as the ingest comes,
+    failed or not.
 
     Raises InputError for files, RefusedError when too many rows broke the contract."""
     lake = recipe.lake
     result = IngestResult() if result is None else result
     listed = _list_sources(recipe, contract, sources)
-    with table_lock(lake, contract.table):
-        wanted = {file.identity(contract.version) for _, files in listed for file in files}
+    with nullcontext() if dry_run else table_lock(lake, contract.table):
         known = set() if reread else _known_files(lake, contract)
-        if contract.repeated_key == "replace" and known != wanted:
-            known = set()  # the table becomes what all of the files say, so one that has changed asks for all
         groups = []
         for source, files in listed:
             fresh = [file for file in files if file.identity(contract.version) not in known]
             result.files += len(files)
             result.files_known += len(files) - len(fresh)
-            groups += _groups(source, fresh, contract, lake, result)
+            base = folder_of(recipe.resolve(source.files), lake.storage.settings)
+            groups += group_files(source.format, fresh, contract, lake.storage.settings, base)
+        for group in groups:
+            _validate_header(group, contract, result)
         if groups:
-            _ingest(spark, lake, contract, groups, now, result)
+            with parsed_files(spark, groups, contract, lake.storage.settings) as parsed, named_errors(groups):
+                _ingest(spark, lake, contract, groups, parsed, now, dry_run, result)
+        if groups and not dry_run:
             _write_progress(lake, contract, groups, result, now)
     return result
 
@@ -111,101 +103,80 @@ def _known_files(lake: Lake, contract: Contract) -> set[str]:
     return {name for record in records if record["table"] == table for name in record["files"]}
 
 
-def _write_progress(lake: Lake, contract: Contract, groups: list[_Group], result: IngestResult, now: datetime.datetime) -> None:
+def _write_progress(
+    lake: Lake, contract: Contract, groups: list[FileGroup], result: IngestResult, now: datetime.datetime
+) -> None:
     files = sorted(file.identity(contract.version) for group in groups for file in group.files)
     record = {"files": files, "table": table_id(lake, contract.table), "contract_version": contract.version,
               "completed_at": now.isoformat(), "counts": asdict(result)}  # fmt: skip
-    # A `keep` table holds the files of all its ingests, a `replace` table those of the last.
-    name = "current" if contract.repeated_key == "replace" else fingerprint(files)
-    lake.storage.write_json(record, *lake.progress(contract.table), f"{name}.json")
+    lake.storage.write_json(record, *lake.progress(contract.table), f"{fingerprint(files)}.json")
 
 
-def _groups(source: Source, files: list[SourceFile], contract: Contract, lake: Lake, result: IngestResult) -> list[_Group]:
-    if source.format == "json":
-        return [_Group(source, (), files)] if files else []
-    by_header: dict[tuple[str, ...], list[SourceFile]] = {}
-    for file in files:
-        header = read_header(file, contract.dialect, lake.storage.settings)
-        _validate_header(file, header, contract, result)
-        by_header.setdefault(header, []).append(file)
-    return [_Group(source, header, members) for header, members in by_header.items()]
-
-
-def _validate_header(file: SourceFile, header: tuple[str, ...], contract: Contract, result: IngestResult) -> None:
+def _validate_header(group: FileGroup, contract: Contract, result: IngestResult) -> None:
+    if group.format not in ("csv", "parquet"):
+        return
+    path, header = group.files[0].path, group.header
     names = [column.name for column in contract.source_columns]
     missing = [name for name in names if name not in header]
     extra = [name for name in header if name not in names]
     if missing:
-        raise InputError(f"{file.path}: the header lacks {', '.join(missing)}{nearest(missing[0], extra)}",
+        raise InputError(f"{path}: the header lacks {', '.join(missing)}{nearest(missing[0], extra)}",
                          next_step=f"mend the file, or the contract {contract.document.path}")  # fmt: skip
     if extra and contract.dialect.extra_columns == "refuse":
-        raise InputError(f"{file.path}: the header has {', '.join(extra)}, which the contract {contract.document.path} does not",
+        raise InputError(f"{path}: the header has {', '.join(extra)}, which the contract {contract.document.path} does not",
                          next_step="add the column to the contract, or set its custom property extraColumns: ignore")  # fmt: skip
     for name in extra:
-        result.columns_ignored[name] = result.columns_ignored.get(name, 0) + 1
+        result.columns_ignored[name] = result.columns_ignored.get(name, 0) + len(group.files)
 
 
-def _ingest(spark: SparkSession, lake: Lake, contract: Contract, groups: list[_Group], now: datetime.datetime,
-            result: IngestResult) -> None:  # fmt: skip
-    parsed = None
-    for group in groups:
-        rows = _parse(read_lines(spark, group.files, contract.version), group, contract)
-        parsed = rows if parsed is None else parsed.unionByName(rows)
-    assert parsed is not None
-    parsed = parsed.persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        refused = Counter({(row["column"], row["rule"]): row["count"] for row in parsed.groupBy(
-            "_refusal.column", "_refusal.rule").count().collect()})  # fmt: skip
-        validate_unchanged((file for group in groups for file in group.files), lake.storage.settings)
-        result.rows_read = refused.total()
-        valid = refused.pop((None, None), 0)
-        _count_refused(result, refused)
-        _validate_share(spark, lake, contract, parsed, result, now)
-        counts, conflicts = Counts(), parsed.limit(0)
-        if valid:
-            counts, conflicts = write_rows(spark, lake, contract, parsed.where("_refusal is null").drop("_refusal"))
-        result.rows_written, result.rows_already_present = counts.written, counts.already_present
-        result.rows_replaced, result.rows_superseded = counts.replaced, counts.superseded
-        if counts.conflicts:
-            _count_refused(result, Counter({(", ".join(contract.key), "conflict"): counts.conflicts}))
-        if result.rows_refused:
-            names = ["_source", "_position", "_raw", "_refusal"]
-            bad = parsed.where("_refusal is not null").select(*names)
-            bad = bad.unionByName(conflicts.select(*names)) if counts.conflicts else bad
-            write_quarantine(spark, lake, contract, bad, now.date())
-    finally:
-        parsed.unpersist()
+def _ingest(spark: SparkSession, lake: Lake, contract: Contract, groups: list[FileGroup], parsed: ParsedRows,
+            now: datetime.datetime, dry_run: bool, result: IngestResult) -> None:  # fmt: skip
+    files = [file for group in groups for file in group.files]
+    validate_unchanged(files, lake.storage.settings)
+    result.rows_read = parsed.reasons.total()
+    _count_refused(result, Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)}))
+    _validate_share(spark, lake, contract, parsed, result, now, dry_run)
+    counts, conflicts = Counts(), None
+    if parsed.num_valid:
+        run = fingerprint([now.isoformat(), *(file.source for file in files)])
+        batch = Batch(parsed.valid, parsed.num_valid, sum(file.size for file in files), run)
+        counts, conflicts = (foresee_rows if dry_run else write_rows)(spark, lake, contract, batch)
+    result.rows_written, result.rows_already_present = counts.written, counts.already_present
+    result.rows_superseded = counts.superseded
+    if counts.conflicts:
+        _count_refused(result, Counter({(", ".join(contract.key), "conflict"): counts.conflicts}))
+    if result.rows_refused and not dry_run:
+        write_quarantine(spark, lake, contract, _all_refused(contract, parsed, conflicts), now.date())
 
 
-def _parse(lines: DataFrame, group: _Group, contract: Contract) -> DataFrame:
-    filled = lines.where(F.col("_raw").rlike(r"\S"))
-    if group.source.format == "json":
-        cells = with_json_cells(filled, contract)
-    else:
-        cells = with_csv_cells(filled.where("_position > 1"), contract, group.header)
-    try:
-        return with_content_hash(with_typed_columns(cells, contract), contract)
-    except (AnalysisException, ParseException) as error:
-        reason = str(error).split(" SQLSTATE")[0].splitlines()[0]
-        raise contract.document.error(
-            (), f"a derived column of table '{contract.table}' cannot be worked out: {reason}"
-        ) from None
+def _all_refused(contract: Contract, parsed: ParsedRows, conflicts: DataFrame | None) -> DataFrame:
+    """Rows that broke the contract, and rows in conflict with what is stored."""
+    names = ["_source", "_position", "_modified", "_form", "_header", "_raw", "_refusal"]
+    bad = parsed.refused.select(*names)
+    if conflicts is None:
+        return bad
+    refusal = (f"named_struct('column', {literal(', '.join(contract.key) or '_source, _position')}, 'rule', 'conflict', "
+               "'value', concat('stored from ', _stored)) AS _refusal")  # fmt: skip
+    return bad.unionByName(
+        parsed.valid.drop("_refusal").join(conflicts, ["_source", "_position"]).selectExpr(*names[:-1], refusal)
+    )
 
 
-def _count_refused(result: IngestResult, refused: Counter[tuple[str | None, str]]) -> None:
+def _count_refused(result: IngestResult, refused: Reasons) -> None:
     for (column, rule), count in sorted(refused.items(), key=lambda item: (-item[1], str(item[0]))):
-        name = f"{column}: {rule}" if column else rule
+        name = f"{column}: {rule}" if column else str(rule)
         result.refused[name] = result.refused.get(name, 0) + count
         result.rows_refused += count
 
 
-def _validate_share(spark: SparkSession, lake: Lake, contract: Contract, parsed: DataFrame, result: IngestResult,
-                    now: datetime.datetime) -> None:  # fmt: skip
+def _validate_share(spark: SparkSession, lake: Lake, contract: Contract, parsed: ParsedRows, result: IngestResult,
+                    now: datetime.datetime, dry_run: bool) -> None:  # fmt: skip
     """Stops before anything is published but a sample of what was refused."""
     if result.rows_refused <= contract.max_refused_share * result.rows_read:
         return
-    sample = parsed.where("_refusal is not null").orderBy("_source", "_position").limit(SAMPLE_OF_REFUSED)
-    write_quarantine(spark, lake, contract, sample, now.date())
+    if not dry_run:
+        sample = parsed.refused.orderBy("_source", "_position").limit(SAMPLE_OF_REFUSED)
+        write_quarantine(spark, lake, contract, sample, now.date())
     reasons: dict[str, Any] = dict(list(result.refused.items())[:5])
     raise RefusedError(
         f"table '{contract.table}': {result.rows_refused:,} of {result.rows_read:,} rows break the contract, more than the "

@@ -52,7 +52,7 @@ class Source(Settings):
     """Where rows come from: a file, a folder or a glob. Relative paths are relative to the recipe."""
 
     files: str
-    format: Literal["csv", "json"]
+    format: Literal["csv", "json", "parquet", "images"]
 
 
 class TableSettings(Settings):

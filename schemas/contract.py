@@ -13,6 +13,8 @@ from schemas.expressions import Expression
 
 #: Columns that every table carries besides the contract's own (see ``etl.transforms.provenance``).
 PROVENANCE = ("_source", "_position", "_content_hash")
+#: Of a ``replace`` table also when its file was modified (ns), by which the newer of two rows is told.
+MODIFIED = "_modified"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Dialect:
     escape: str = '"'
     null_tokens: tuple[str, ...] = ("",)
     encoding: str = "UTF-8"
+    multi_line: bool = False
     timestamp_format: str | None = None
     timestamp_zone: str | None = None
     extra_columns: Literal["refuse", "ignore"] = "refuse"

@@ -7,7 +7,6 @@ schema object (``TableProperties``) and of its properties (``ColumnProperties``)
 
 from __future__ import annotations
 
-import codecs
 import datetime
 import difflib
 import re
@@ -24,7 +23,7 @@ from lakering.documents import Document, Settings
 from lakering.errors import LakeringError, SettingError, nearest
 from lakering.names import validate_name
 from schemas.arrays import BINARY, build_array_type, is_nested, validate_nested
-from schemas.contract import PROVENANCE, Column, Contract, Dialect, Rule
+from schemas.contract import MODIFIED, PROVENANCE, Column, Contract, Dialect, Rule
 from schemas.expressions import parse_expression
 
 At = tuple[str | int, ...]
@@ -59,6 +58,7 @@ class TableProperties(Settings):
     escape: str = Field('"', min_length=1, max_length=1)
     null_tokens: tuple[str, ...] = Field(("",), alias="nullTokens")
     encoding: str = "UTF-8"
+    multi_line: bool = Field(False, alias="multiLine")
     timestamp_format: str | None = Field(None, alias="timestampFormat")
     timestamp_zone: str | None = Field(None, alias="timestampZone")
 
@@ -165,7 +165,7 @@ def _build_column(document: Document, item: SchemaProperty, at: At) -> Column:
     if not item.name:
         raise document.error(at, "key 'name' is missing: the column's name")
     name = _named(document, item.name, "column", at)
-    if name in PROVENANCE:
+    if name in (*PROVENANCE, MODIFIED):
         raise document.error(at, f"column name {name!r} is taken by provenance")
     ours = _custom(document, ColumnProperties, item.customProperties, at)
     kind = _build_type(document, item, at)
@@ -247,10 +247,9 @@ def _fits(value: Any, kind: str) -> bool:
 
 def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect:
     try:
-        if codecs.lookup(ours.encoding).name != "utf-8":
-            raise document.error(at, f"encoding {ours.encoding!r}: only UTF-8 is read")
+        "a,1".encode(ours.encoding)  # refuses what is no encoding of text too, such as base64
     except LookupError:
-        raise document.error(at, f"encoding {ours.encoding!r} is not known") from None
+        raise document.error(at, f"encoding {ours.encoding!r} is not known, or none of text") from None
     if ours.timestamp_zone and ours.timestamp_zone not in available_timezones():
         raise document.error(
             at, f"timestampZone {ours.timestamp_zone!r} is not a zone{nearest(ours.timestamp_zone, available_timezones())}"
@@ -259,8 +258,11 @@ def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect
         raise document.error(at, "timestampFormat reads a zone from the text, so timestampZone has nothing to say; leave one out")
     if ours.delimiter in (ours.quote, ours.escape):
         raise document.error(at, f"delimiter {ours.delimiter!r} is the quote or the escape too")
-    return Dialect(ours.delimiter, ours.quote, ours.escape, ours.null_tokens, "UTF-8", ours.timestamp_format,
-                   ours.timestamp_zone, ours.extra_columns)  # fmt: skip
+    for name in ("delimiter", "quote", "escape"):
+        if getattr(ours, name) in "\r\n\0":
+            raise document.error(at, f"{name} {getattr(ours, name)!r} cannot be told from the end of a line or of a text")
+    return Dialect(ours.delimiter, ours.quote, ours.escape, ours.null_tokens, ours.encoding, ours.multi_line,
+                   ours.timestamp_format, ours.timestamp_zone, ours.extra_columns)  # fmt: skip
 
 
 def _positioned(properties: Iterable[SchemaProperty], flag: str, position: str) -> tuple[str, ...]:

@@ -1,27 +1,20 @@
-"""Files: which ones a recipe names, and their lines with line numbers, as bytes were written."""
+"""Files: which ones a recipe names, and whether they are still as they were."""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from pyarrow import fs
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from lakering.errors import InputError
 from lakering.names import fingerprint
 from lakering.storage import Storage, StorageSettings
-from schemas import Dialect
 
 WILDCARDS = re.compile(r"[*?\[]")
 #: Names that writers use for what is not data.
 HIDDEN = (".", "_")
-MAX_HEADER_BYTES = 1 << 20
-BOM = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -33,9 +26,14 @@ class SourceFile:
     size: int
     modified: int
 
+    @property
+    def source(self) -> str:
+        """What a row's provenance names: the file, and which state of it."""
+        return f"{self.uri}#{fingerprint([self.size, self.modified], 12)}"
+
     def identity(self, contract_version: str) -> str:
-        """What a row's provenance names: the file, and which state of it under which contract version."""
-        return f"{self.uri}#{fingerprint([self.size, self.modified, contract_version], 12)}"
+        """What tells whether a file is in a table already: its state, and the contract that it was read under."""
+        return f"{self.source}@{contract_version}"
 
 
 def list_files(pattern: str, settings: StorageSettings | None = None) -> list[SourceFile]:
@@ -74,6 +72,14 @@ def list_files(pattern: str, settings: StorageSettings | None = None) -> list[So
     )
 
 
+def folder_of(pattern: str, settings: StorageSettings | None = None) -> str:
+    """The URI of the folder that a pattern's files are named from: the folder itself, or what stands before a wildcard."""
+    base, wild = _split_glob(pattern)
+    storage = Storage(base, settings or StorageSettings())
+    is_file = not wild and storage.filesystem.get_file_info(storage.path()).is_file
+    return storage.uri().rsplit("/", 1)[0] if is_file else storage.uri()
+
+
 def _split_glob(pattern: str) -> tuple[str, str]:
     """``/a/b/*.csv`` is the folder ``/a/b`` and the pattern ``*.csv``."""
     if not WILDCARDS.search(pattern):
@@ -103,79 +109,13 @@ def _uri(storage: Storage, path: str, root: str) -> str:
 def validate_unchanged(files: Iterable[SourceFile], settings: StorageSettings | None = None) -> None:
     """Raises InputError when a file is no longer as it was listed: what was read may be half of each."""
     for file in files:
-        storage = _storage(file, settings)
+        storage = file_storage(file.path, file.uri, settings)
         info = storage.filesystem.get_file_info(storage.path())
         if not info.is_file or (info.size, info.mtime_ns or 0) != (file.size, file.modified):
             raise InputError(f"{file.path} changed while it was read; nothing of it was written",
                              next_step="run again when its writer is done")  # fmt: skip
 
 
-def read_header(file: SourceFile, dialect: Dialect, settings: StorageSettings | None = None) -> tuple[str, ...]:
-    """The names in a CSV file's first line. Raises InputError when they are not UTF-8, empty or repeated."""
-    storage = _storage(file, settings)
-    with storage.filesystem.open_input_stream(storage.path()) as stream:
-        line = stream.read(MAX_HEADER_BYTES).split(b"\n", 1)[0].rstrip(b"\r")
-    try:
-        text = line.decode("utf-8").removeprefix(BOM)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file.path}: the header is not UTF-8 at byte {error.start}") from None
-    names = next(csv.reader([text], delimiter=dialect.delimiter, quotechar=dialect.quote), [])
-    if not names or any(not name.strip() for name in names):
-        raise InputError(f"{file.path}: the header has an empty name: {text[:200]!r}")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{file.path}: the header names {', '.join(repeated)} twice")
-    return tuple(names)
-
-
-def read_lines(spark: SparkSession, files: list[SourceFile], contract_version: str) -> DataFrame:
-    """The lines of files: ``_source``, ``_position`` (line number from 1), ``_raw`` (bytes in a string, without the line's
-    end), ``_modified`` (of the file, ns).
-
-    Spark's text source keeps bytes as they are (its CSV source turns invalid UTF-8 into U+FFFD). It knows no line
-    numbers: they come from the row's number within its file block, plus the lines of the blocks before it.
-    """
-    lines = (
-        spark.read.option("lineSep", "\n")
-        .text([_escape_glob(file.uri) for file in files])
-        .select(
-            "value",
-            F.col("_metadata.file_path").alias("path"),
-            F.col("_metadata.file_block_start").alias("block"),
-            F.monotonically_increasing_id().alias("id"),
-        )
-    )
-    blocks = lines.groupBy("path", "block").agg(F.min("id").alias("first"), F.count("*").alias("num_lines")).collect()
-    by_uri = {file.uri: file for file in files}
-    rows, before = [], dict.fromkeys(by_uri, 0)
-    for block in sorted(blocks, key=lambda row: (row["path"], row["block"])):
-        file = by_uri[unquote(block["path"])]  # file_path is percent-encoded, but for letters beyond ASCII
-        offset = block["first"] - before[file.uri] - 1
-        rows.append((block["path"], block["block"], offset, file.identity(contract_version), file.modified))
-        before[file.uri] += block["num_lines"]
-    schema = "path string, block long, offset long, _source string, _modified long"
-    starts = spark.createDataFrame(rows, schema)
-    position = F.col("id") - F.col("offset")
-    text = F.when((position == 1) & F.startswith("value", F.lit(BOM)), F.substring("value", 2, 2**31 - 1)).otherwise(
-        F.col("value")
-    )
-    return lines.join(F.broadcast(starts), ["path", "block"]).select(
-        "_source",
-        position.alias("_position"),
-        _without_carriage_return(text).alias("_raw"),
-        "_modified",
-    )
-
-
-def _escape_glob(uri: str) -> str:
-    """A path that Spark is to take literally."""
-    return re.sub(r"([*?\[\]{}\\])", r"\\\1", uri)
-
-
-def _storage(file: SourceFile, settings: StorageSettings | None) -> Storage:
-    return Storage(file.path if file.uri.startswith("file:") else file.uri, settings or StorageSettings())
-
-
-def _without_carriage_return(text: Column) -> Column:
-    # By substring, which works on bytes: a regular expression would turn invalid UTF-8 into U+FFFD.
-    return F.when(F.endswith(text, F.lit("\r")), F.substring(text, F.lit(1), F.length(text) - 1)).otherwise(text)
+def file_storage(path: str, uri: str, settings: StorageSettings | None = None) -> Storage:
+    """A file by itself, to be opened with ``storage.filesystem`` at ``storage.path()``."""
+    return Storage(path if uri.startswith("file:") else uri, settings or StorageSettings())

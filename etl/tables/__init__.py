@@ -3,11 +3,13 @@
 from etl.tables.delta import create_table, read_table, table_id, table_version
 from etl.tables.lock import table_lock
 from etl.tables.quarantine import read_quarantine, write_quarantine
-from etl.tables.write import Counts, write_rows
+from etl.tables.write import Batch, Counts, foresee_rows, write_rows
 
 __all__ = [
+    "Batch",
     "Counts",
     "create_table",
+    "foresee_rows",
     "read_quarantine",
     "read_table",
     "table_id",

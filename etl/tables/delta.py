@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -11,7 +12,8 @@ from pyspark.sql import types as T
 
 from lakering.errors import SettingError, StageError
 from lakering.lake import Lake
-from schemas import Contract
+from schemas import Column, Contract
+from schemas.contract import MODIFIED
 from schemas.expressions import quote_name
 
 PROVENANCE_FIELDS = [
@@ -28,7 +30,8 @@ ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'"})
 def spark_schema(contract: Contract) -> T.StructType:
     """The table's columns in the contract's order, then provenance."""
     fields = [T.StructField(c.name, T._parse_datatype_string(c.type), not c.required) for c in contract.columns]
-    return T.StructType(fields + PROVENANCE_FIELDS)
+    modified = [T.StructField(MODIFIED, T.LongType(), False)] if contract.repeated_key == "replace" else []
+    return T.StructType(fields + PROVENANCE_FIELDS + modified)
 
 
 def is_table(spark: SparkSession, uri: str) -> bool:
@@ -53,10 +56,24 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
     uri, wanted = lake.storage.uri(*lake.table(contract.table)), spark_schema(contract)
     shape = _shape(contract)
     if not is_table(spark, uri):
-        properties = {"delta.checkpointInterval": "20", SHAPE: json.dumps(shape)}
+        properties = {"delta.checkpointInterval": "20", "delta.isolationLevel": "Serializable", SHAPE: json.dumps(shape)}
         return ensure_table(spark, uri, wanted, contract.partition_by, properties)
+    new = validate_shape(spark, lake, contract)
     table = DeltaTable.forPath(spark, uri)
-    detail = table.detail().select("properties").first()
+    if new:
+        there = table.toDF().columns  # a job that was killed here may have added them, and not noted it
+        columns = ", ".join(f"{quote_name(c.name)} {c.type}" for c in new if c.name not in there)
+        if columns:
+            spark.sql(f"ALTER TABLE delta.{quote_name(uri)} ADD COLUMNS ({columns})")
+        spark.sql(f"ALTER TABLE delta.{quote_name(uri)} SET TBLPROPERTIES ('{SHAPE}' = '{json.dumps(shape).translate(ESCAPED)}')")
+        table = DeltaTable.forPath(spark, uri)
+    return table
+
+
+def validate_shape(spark: SparkSession, lake: Lake, contract: Contract) -> list[Column]:
+    """The contract's columns that its table, which is there, has yet to take up. Raises as ``create_table`` does."""
+    uri, shape = lake.storage.uri(*lake.table(contract.table)), _shape(contract)
+    detail = DeltaTable.forPath(spark, uri).detail().select("properties").first()
     stored = json.loads((detail["properties"] if detail else {}).get(SHAPE, "{}"))
     new = [c for c in contract.columns if c.name not in stored and not c.required]
     compared = sorted({*stored, *shape} - {c.name for c in new})
@@ -68,28 +85,23 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
             + "\n  ".join(differing),
             next_step=f"change {contract.document.path}, or move the table at {uri} away and ingest again",
         )
-    if new:
-        there = table.toDF().columns  # a job that was killed here may have added them, and not noted it
-        columns = ", ".join(f"{quote_name(c.name)} {c.type}" for c in new if c.name not in there)
-        if columns:
-            spark.sql(f"ALTER TABLE delta.{quote_name(uri)} ADD COLUMNS ({columns})")
-        spark.sql(f"ALTER TABLE delta.{quote_name(uri)} SET TBLPROPERTIES ('{SHAPE}' = '{json.dumps(shape).translate(ESCAPED)}')")
-        table = DeltaTable.forPath(spark, uri)
-    return table
+    return new
 
 
 def _shape(contract: Contract) -> dict[str, str]:
     """What may not change while the table lives: of each column its type, whether it may be null and what it is derived
-    from; the key; the partitions."""
+    from; the key and what a repeated one means; the partitions."""
     shape = {}
     for column in contract.columns:
         parts = [
             column.type,
             *(["not null"] if column.required else []),
             *([f"as {column.derived.text}"] if column.derived else []),
+            *([f"of shape {list(column.shape)}"] if column.shape else []),
         ]
         shape[column.name] = " ".join(parts)
-    return shape | {"(key)": ", ".join(contract.key), "(partitions)": ", ".join(contract.partition_by)}
+    return shape | {"(key)": ", ".join(contract.key), "(partitions)": ", ".join(contract.partition_by),
+                    "(repeated key)": contract.repeated_key}  # fmt: skip
 
 
 def read_table(spark: SparkSession, lake: Lake, contract: Contract) -> DataFrame:
@@ -114,6 +126,14 @@ def table_version(lake: Lake, table: str) -> tuple[str, int]:
 
     log = DeltaLog(lake.storage.uri(*lake.table(table)) if not lake.storage.is_local else path)
     return str(log.metadata().id), log.version()
+
+
+def read_commits(lake: Lake, table: str, after: int) -> list[list[dict[str, Any]]]:
+    """The actions of every commit after a version, oldest first, as Delta's log holds them."""
+    commits: list[list[dict[str, Any]]] = []
+    while lake.storage.exists(*(name := (*lake.table(table), "_delta_log", f"{after + 1 + len(commits):020d}.json"))):
+        commits.append([json.loads(line) for line in lake.storage.read(*name).splitlines()])
+    return commits
 
 
 def _missing(lake: Lake, table: str) -> StageError:

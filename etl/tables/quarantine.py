@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 
-from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from etl.tables.delta import is_table
+from etl.tables.delta import ensure_table, is_table
+from etl.tables.retry import run_again_on_conflict
 from lakering.errors import InputError
 from lakering.lake import Lake
 from schemas import Contract
@@ -17,7 +17,8 @@ MAX_RAW_BYTES = 64 * 1024
 
 
 def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refused: DataFrame, day: datetime.date) -> None:
-    """Merges refused rows (``_source``, ``_position``, ``_raw``, ``_refusal``) on source, position and contract version."""
+    """Merges refused rows (``_source, _position, _modified, _form, _header, _raw, _refusal``) on source, position and contract
+    version."""
     rows = refused.select(
         F.lit(contract.table).alias("table"),
         F.lit(contract.version).alias("contract_version"),
@@ -28,15 +29,17 @@ def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refuse
         F.col("_refusal.value").alias("value"),
         F.substring(F.col("_raw").cast("binary"), 1, MAX_RAW_BYTES).alias("raw"),
         (F.octet_length("_raw") > MAX_RAW_BYTES).alias("raw_is_cut"),
+        F.col("_form").alias("form"),
+        F.col("_header").alias("header"),
+        F.col("_modified").alias("modified"),
         F.lit(day).alias("day"),
+        F.lit(None).cast("date").alias("replayed_on"),
     )
     uri = lake.storage.uri(*lake.quarantine(contract.table))
-    if not is_table(spark, uri):
-        rows.write.format("delta").partitionBy("day").save(uri)
-        return
-    table = DeltaTable.forPath(spark, uri)
+    table = ensure_table(spark, uri, rows.schema, ("day",), {"delta.isolationLevel": "Serializable"})
     same = " AND ".join(f"old.{name} = new.{name}" for name in ("source", "position", "contract_version"))
-    table.alias("old").merge(rows.alias("new"), same).whenNotMatchedInsertAll().execute()
+    merge = table.alias("old").merge(rows.alias("new"), same).whenNotMatchedInsertAll()
+    run_again_on_conflict(merge.execute, f"the quarantine of table '{contract.table}'", spread=day.toordinal() % 7 / 7)
 
 
 def read_quarantine(spark: SparkSession, lake: Lake, table: str) -> DataFrame:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
-from pyspark.sql import Column as Expr
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from etl.tables.delta import create_table, spark_schema
-from etl.transforms.provenance import with_rank_in_key
+from etl.tables.delta import create_table, is_table, read_commits, spark_schema, table_version, validate_shape
+from etl.tables.retry import run_again_on_conflict
+from etl.transforms.provenance import key_of, newest_last, with_rank_in_key
+from etl.transforms.sql import literal, names
 from lakering.lake import Lake
 from schemas import Contract
 from schemas.expressions import quote_name
 
 #: Above this many touched partition values, the literals would outgrow what they save.
 MAX_LITERALS = 1000
+#: Of source, for each task that removes repeated keys and writes a file.
+BYTES_PER_TASK = 64 << 20
+USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
+REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
 
 
 @dataclass(frozen=True)
@@ -25,100 +34,158 @@ class Counts:
 
     written: int = 0
     already_present: int = 0
-    replaced: int = 0
     superseded: int = 0
     conflicts: int = 0
 
 
-def write_rows(spark: SparkSession, lake: Lake, contract: Contract, rows: DataFrame) -> tuple[Counts, DataFrame]:
-    """Writes a batch of valid rows (contract's columns, provenance, ``_modified``, ``_raw``), which the caller has cached.
+@dataclass(frozen=True)
+class Batch:
+    """Valid rows (the contract's columns, provenance, ``_modified``), which are read several times; how many, from how many
+    bytes of source. ``id`` is unlike that of every other run: it tells this run's commit from others."""
 
-    Returns the counts and the conflicting rows, with ``_refusal``. The caller holds the table's lock."""
+    rows: DataFrame
+    num_rows: int
+    num_bytes: int
+    id: str
+
+
+def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch) -> tuple[Counts, DataFrame | None]:
+    """Merges a batch into the contract's table, which is made when it is missing.
+
+    Returns the counts, and of conflicts ``_source, _position, _stored``. On a local file system the caller holds the table's
+    lock; elsewhere another writer's commit in between makes the merge run again. Raises BusyError when that has no end."""
     table = create_table(spark, lake, contract)
-    ranked = with_rank_in_key(rows, contract)
-    names = spark_schema(contract).names
-    winners = ranked.where("_rank = 1").select(*names)
-    if contract.repeated_key == "replace":
-        return _overwrite(lake, contract, ranked, winners), rows.limit(0).withColumn("_refusal", F.lit(None))
-    touched = _touched_partitions(rows, contract)
-    stored = table.toDF().alias("old") if touched is None else table.toDF().alias("old").where(touched)
-    if stored.isEmpty():
-        _append(lake, contract, winners)
-    else:
-        _merge(table, contract, winners, touched)
-    return _classify(DeltaTable.forPath(spark, lake.storage.uri(*lake.table(contract.table))).toDF(), contract, rows, touched)
+    before = table_version(lake, contract.table)[1]
+    values = _touched_partitions(batch.rows, contract)
+    touched = _condition(values, contract, "old")
+    _merge(table, contract, batch, _winners(batch, contract, values), touched)
+    inserted = _num_inserted(lake, contract, before, batch.id)
+    if contract.repeated_key == "keep" and inserted == batch.num_rows:
+        return Counts(written=inserted), None  # every row is there, so no key was twice and none was known
+    stored = DeltaTable.forPath(spark, lake.storage.uri(*lake.table(contract.table))).toDF()
+    return judge(batch.rows, stored.alias("old").where(touched), contract)
 
 
-def _append(lake: Lake, contract: Contract, winners: DataFrame) -> None:
-    # Rebalancing gives each partition few files of even size, whatever the partitions of the batch were.
-    hints = [quote_name(name) for name in contract.partition_by]
-    even = winners.hint("rebalance", *hints) if hints else winners.hint("rebalance")
-    even.write.format("delta").mode("append").save(lake.storage.uri(*lake.table(contract.table)))
+def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] | None) -> DataFrame:
+    """Of each key the row that stands, shuffled once: by the table's partitions, each cut by the key's hash into tasks of
+    bounded size. That brings rows of one key together, and each task writes few files."""
+    partitions = len(values) if values else 1
+    buckets = math.ceil(batch.num_bytes / partitions / BYTES_PER_TASK)
+    bucket = f"pmod(xxhash64({names(key_of(contract))}), {max(buckets, 1)}) AS _bucket"
+    spread = batch.rows.selectExpr("*", bucket).repartition(*map(quote_name, contract.partition_by), "_bucket")
+    return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket")).where("_rank = 1")
 
 
-def _merge(table: DeltaTable, contract: Contract, winners: DataFrame, touched: Expr | None) -> None:
-    same = _same_key(contract, "old", "new")
-    if touched is not None:
-        # Delta prunes partitions by literals alone; a join on the partition columns reads the whole table.
-        same = touched & same
-    table.alias("old").merge(winners.alias("new"), same).whenNotMatchedInsertAll().execute()
+def _merge(table: DeltaTable, contract: Contract, batch: Batch, winners: DataFrame, touched: str) -> None:
+    spark = winners.sparkSession
+    columns = spark_schema(contract).names
+    new = winners.selectExpr(*map(quote_name, columns)).alias("new")
+    same = f"{touched} AND {_same_key(contract, 'old', 'new')}"
+
+    def run() -> None:
+        # Into partitions without a row nothing is joined, so what comes is spread as it is to be written.
+        empty = table.toDF().alias("old").where(touched).isEmpty()
+        merge = table.alias("old").merge(new, same)
+        if contract.repeated_key == "replace":
+            order = newest_last(contract)
+            merge = merge.whenMatchedUpdateAll(f"struct({_of('new', order)}) > struct({_of('old', order)})")
+        with _settings(spark, {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}):
+            merge.whenNotMatchedInsertAll().execute()
+
+    run_again_on_conflict(run, f"table '{contract.table}'", spread=int(batch.id[:4], 16) / 0xFFFF)
 
 
-def _same_key(contract: Contract, old: str, new: str) -> Expr:
-    key = contract.key or ("_source", "_position")
-    condition = F.lit(True)
-    for name in key:
-        condition &= F.col(f"{old}.{quote_name(name)}") == F.col(f"{new}.{quote_name(name)}")
-    return condition
+@contextmanager
+def _settings(spark: SparkSession, wanted: dict[str, str]) -> Iterator[None]:
+    before = {name: spark.conf.get(name, None) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            spark.conf.set(name, value)
+        yield
+    finally:
+        for name, old in before.items():
+            spark.conf.unset(name) if old is None else spark.conf.set(name, old)
 
 
-def _touched_partitions(rows: DataFrame, contract: Contract) -> Expr | None:
-    """A condition on the stored rows (``old``) that names, as literals, the partitions that a batch touches; None for all."""
+def _num_inserted(lake: Lake, contract: Contract, before: int, batch_id: str) -> int | None:
+    """The rows that a batch's commit added, from the log itself; None when it cannot be told."""
+    for actions in read_commits(lake, contract.table, before):
+        metadata = next((a["commitInfo"].get("userMetadata") for a in actions if "commitInfo" in a), None)
+        if metadata == json.dumps({"batch": batch_id}):
+            stats = [a["add"].get("stats") for a in actions if "add" in a]
+            return None if None in stats else sum(json.loads(text)["numRecords"] for text in stats)
+    return None
+
+
+def _of(alias: str, columns: tuple[str, ...]) -> str:
+    return ", ".join(f"{alias}.{quote_name(name)}" for name in columns)
+
+
+def _same_key(contract: Contract, old: str, new: str) -> str:
+    return " AND ".join(f"{old}.{quote_name(name)} = {new}.{quote_name(name)}" for name in key_of(contract))
+
+
+def _touched_partitions(rows: DataFrame, contract: Contract) -> list[tuple[object, ...]] | None:
+    """The values of the partition columns in a batch; None when there are too many, or no partitions."""
     if not contract.partition_by:
         return None
-    values = rows.select(*map(quote_name, contract.partition_by)).distinct().limit(MAX_LITERALS + 1).collect()
-    if len(values) > MAX_LITERALS or not values:
-        return None
-    condition = F.lit(False)
-    for row in values:
-        equal = F.lit(True)
-        for name in contract.partition_by:
-            equal &= F.col(f"old.{quote_name(name)}") == F.lit(row[name])
-        condition |= equal
-    return condition
+    found = rows.selectExpr(*map(quote_name, contract.partition_by)).distinct().limit(MAX_LITERALS + 1).collect()
+    return None if len(found) > MAX_LITERALS else [tuple(row) for row in found]
 
 
-def _classify(stored: DataFrame, contract: Contract, rows: DataFrame, touched: Expr | None) -> tuple[Counts, DataFrame]:
-    """Says of each row what became of it, from the table alone: so a retry says the same."""
-    old = stored.alias("old") if touched is None else stored.alias("old").where(touched)
-    joined = rows.alias("new").join(old, _same_key(contract, "old", "new"), "left")
-    own = (F.col("old._source") == F.col("new._source")) & (F.col("old._position") == F.col("new._position"))
-    fate = (
-        F.when(own, "written")
-        .when(F.col("old._content_hash") == F.col("new._content_hash"), "already_present")
-        .otherwise("conflict")
+def _condition(values: list[tuple[object, ...]] | None, contract: Contract, alias: str) -> str:
+    """Names partitions as literals: Delta prunes by nothing else; a join on the partition columns reads the whole table."""
+    if values is None:
+        return "true"
+    columns = [f"{alias}.{quote_name(name)}" for name in contract.partition_by]
+    if len(columns) == 1:
+        return f"{columns[0]} IN ({', '.join(literal(value) for (value,) in values)})"
+    rows = (" AND ".join(f"{name} = {literal(v)}" for name, v in zip(columns, value, strict=True)) for value in values)
+    return "(" + " OR ".join(f"({row})" for row in rows) + ")"
+
+
+def judge(rows: DataFrame, stored: DataFrame, contract: Contract) -> tuple[Counts, DataFrame | None]:
+    """Says of each row what became of it, from the table alone (``stored``, alias ``old``): so a retry says the same."""
+    key = key_of(contract)
+    new = rows.selectExpr(*dict.fromkeys(map(quote_name, (*key, "_source", "_position", "_content_hash")))).alias("new")
+    own = "old._source = new._source AND old._position = new._position"
+    other = "'superseded'" if contract.repeated_key == "replace" else (
+        "if(old._content_hash = new._content_hash, 'already_present', 'conflicts')")  # fmt: skip
+    judged = new.join(stored, F.expr(_same_key(contract, "old", "new")), "left").selectExpr(
+        "new._source",
+        "new._position",
+        "concat(old._source, ':', old._position) AS _stored",
+        f"if({own}, 'written', {other}) AS _fate",
     )
-    judged = joined.select(
-        "new.*",
-        F.concat(F.col("old._source"), F.lit(":"), F.col("old._position")).alias("_stored"),
-        fate.alias("_fate"),
-    )
-    found = {row["_fate"]: row["count"] for row in judged.groupBy("_fate").count().collect()}
-    counts = Counts(
-        written=found.get("written", 0),
-        already_present=found.get("already_present", 0),
-        conflicts=found.get("conflict", 0),
-    )
-    key = ", ".join(contract.key) or "_source, _position"
-    refusal = F.struct(F.lit(key).alias("column"), F.lit("conflict").alias("rule"),
-                       F.concat(F.lit("stored from "), F.col("_stored")).alias("value"))  # fmt: skip
-    return counts, judged.where("_fate = 'conflict'").withColumn("_refusal", refusal).drop("_stored", "_fate")
+    counts = Counts(**{row["_fate"]: row["count"] for row in judged.groupBy("_fate").count().collect()})
+    return counts, judged.where("_fate = 'conflicts'").drop("_fate") if counts.conflicts else None
 
 
-def _overwrite(lake: Lake, contract: Contract, ranked: DataFrame, winners: DataFrame) -> Counts:
-    """A side table becomes what the batch says; within the batch the newest of a key stands."""
+def _stored(spark: SparkSession, lake: Lake, contract: Contract) -> DataFrame:
+    """The table as it stands; without a row when it is missing."""
     uri = lake.storage.uri(*lake.table(contract.table))
-    winners.hint("rebalance").write.format("delta").mode("overwrite").save(uri)
-    found = ranked.select(F.count_if(F.col("_rank") == 1).alias("won"), F.count("*").alias("all")).first()
-    assert found is not None
-    return Counts(written=found["won"], superseded=found["all"] - found["won"])
+    if not is_table(spark, uri):
+        return spark.createDataFrame([], spark_schema(contract))
+    validate_shape(spark, lake, contract)
+    return spark.read.format("delta").load(uri)
+
+
+def foresee_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch) -> tuple[Counts, DataFrame | None]:
+    """What ``write_rows`` would count, with nothing written. A row that is stored already counts as already present."""
+    key = [quote_name(name) for name in key_of(contract)]
+    ranked = with_rank_in_key(batch.rows, contract)
+    first = "first(_content_hash) OVER (PARTITION BY " + ", ".join(key) + " ORDER BY _rank) AS _first_hash"
+    new = ranked.selectExpr(*ranked.columns, first).alias("new")
+    table = (
+        _stored(spark, lake, contract).alias("old").where(_condition(_touched_partitions(batch.rows, contract), contract, "old"))
+    )
+    joined = new.join(table, F.expr(_same_key(contract, "old", "new")), "left")
+    if contract.repeated_key == "replace":
+        order = newest_last(contract)
+        newer = f"old._source IS NULL OR struct({_of('new', order)}) > struct({_of('old', order)})"
+        fate = f"if(_rank = 1 AND ({newer}), 'written', 'superseded')"
+    else:
+        fate = ("CASE WHEN old._source IS NULL AND _rank = 1 THEN 'written' WHEN coalesce(old._content_hash, _first_hash) = "
+                "new._content_hash THEN 'already_present' ELSE 'conflicts' END")  # fmt: skip
+    counted = joined.selectExpr(f"{fate} AS _fate").groupBy("_fate").count().collect()
+    return Counts(**{row["_fate"]: row["count"] for row in counted}), None

@@ -1,27 +1,31 @@
-"""From lines to cells: the structure of a line, before its values mean anything.
+"""From what a file holds to cells: the structure of a row, before its values mean anything.
 
-A line that cannot be taken apart gets a ``_fault``: a struct of rule and value. Every other line has its cells: texts by
-column name, null where the file says null.
+A row that cannot be taken apart gets a ``_fault`` (rule) and a ``_fault_value``. Every other row has its cells: by column
+name a text, null where the file says null; of Parquet and images some cells are values already.
 """
 
 from __future__ import annotations
 
-from pyspark.sql import Column as Expr
+import re
+
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
+from etl.transforms.sql import literal, literals
+from lakering.errors import InputError
 from schemas import Contract, Dialect
+from schemas.expressions import quote_name
 
-FAULT = "struct<rule:string,value:string>"
-
-
-def fault(rule: str, value: Expr | None = None) -> Expr:
-    text = F.lit(None) if value is None else value
-    return F.struct(F.lit(rule).alias("rule"), text.cast("string").alias("value"))
+#: What stands before the cells in every frame.
+PLACE = ("_file", "_block", "_row")
+#: The rule of a line that holds nothing; such rows are dropped, not refused.
+BLANK = "(blank)"
+NUL = "\\u0000"
 
 
 def cell(name: str) -> str:
-    """The column that holds a cell's text; its kind (JSON alone) stands in ``kind(name)``."""
+    """The column that holds a cell; its kind (JSON alone) stands in ``kind(name)``."""
     return f"_cell_{name}"
 
 
@@ -29,66 +33,139 @@ def kind(name: str) -> str:
     return f"_kind_{name}"
 
 
-def with_csv_cells(lines: DataFrame, contract: Contract, header: tuple[str, ...]) -> DataFrame:
-    """Takes single-line CSV apart, under a header in any order. The header's own line must be gone.
+def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...]) -> DataFrame:
+    """Takes lines (``_raw``) or records (``_cells``) of CSV apart, under a header in any order."""
+    multi_line = "_cells" in rows.columns
+    if multi_line:
+        utf8 = "NOT exists(_cells, c -> NOT is_valid_utf8(c))"
+        faults = [("utf8", f"NOT ({utf8})"), ("num_cells", f"size(_cells) <> {len(header)}")]
+        rows = rows.withColumn("_raw", F.expr("to_json(transform(_cells, c -> make_valid_utf8(c)))"))
+    else:
+        rows = _split(rows, contract.dialect, len(header))
+        faults = [(BLANK, r"NOT _raw RLIKE '\\S'"), ("utf8", "NOT is_valid_utf8(_raw)"),
+                  ("quote", f"{_num_quotes(contract.dialect)} % 2 <> 0"),
+                  ("num_cells", f"_corrupt IS NOT NULL OR size(_cells) <> {len(header)}")]  # fmt: skip
+    tokens, cells = literals(contract.dialect.null_tokens), []
+    for column in contract.source_columns:
+        text = f"coalesce(get(_cells, {header.index(column.name)}), '')"
+        value = f"if({text} IN ({tokens}), NULL, {text})" if tokens else text
+        cells.append(f"{value} AS {quote_name(cell(column.name))}")
+    return rows.selectExpr(*PLACE, "_raw", f"{_first(faults)} AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
 
-    Adds ``_fault`` and a text per source column. Univocity's parser fills a short line and cuts a long one without a word
-    unless it is asked for the corrupt record; a lone quote it takes as text, so an odd number of quotes is refused."""
-    dialect, fields = contract.dialect, [f"c{index}" for index in range(len(header))]
+
+def _split(lines: DataFrame, dialect: Dialect, num_cells: int) -> DataFrame:
+    """Adds ``_cells`` and ``_corrupt``. Most lines hold no quote and are only cut; the others need Univocity's parser, which
+    fills a short line and cuts a long one without a word unless it is asked for the corrupt record."""
+    fields = [f"c{index}" for index in range(num_cells)]
     schema = ", ".join(f"{name} string" for name in [*fields, "corrupt"])
     options = {"sep": dialect.delimiter, "quote": dialect.quote, "escape": dialect.escape, "mode": "PERMISSIVE",
                "columnNameOfCorruptRecord": "corrupt", "emptyValue": "", "nullValue": "",
                "maxCharsPerColumn": "-1", "unescapedQuoteHandling": "STOP_AT_DELIMITER"}  # fmt: skip
-    # A generator is a barrier: without it the optimizer would parse the line once for every column that is taken out.
-    parsed = lines.select("*", F.inline_outer(F.array(F.from_csv("_raw", schema, options))))
-    present = dict(zip(header, fields, strict=True))
-    tokens = list(dialect.null_tokens)
-    cells = []
-    for column in contract.source_columns:
-        text = F.coalesce(F.col(present[column.name]), F.lit(""))
-        cells.append(F.when(~text.isin(tokens), text).alias(cell(column.name)))
-    reasons = [
-        F.when(~F.is_valid_utf8("_raw"), fault("utf8")),
-        F.when(_num_quotes(dialect) % 2 != 0, fault("quote")),
-        F.when(F.col("corrupt").isNotNull(), fault("num_cells")),
-    ]
-    return parsed.select(*lines.columns, F.coalesce(*reasons).alias("_fault"), *cells)
+    parse = f"from_csv(_raw, {literal(schema)}, map({literals(part for pair in options.items() for part in pair)}))"
+    quoted = lines.selectExpr("*", f"if(contains(_raw, {literal(dialect.quote)}), {parse}, NULL) AS _parsed")
+    cut = f"split(_raw, {literal(re.escape(dialect.delimiter))}, -1)"
+    parsed = ", ".join(f"_parsed.{name}" for name in fields)
+    return quoted.selectExpr(
+        *PLACE, "_raw", f"if(_parsed IS NULL, {cut}, array({parsed})) AS _cells", "_parsed.corrupt AS _corrupt"
+    )
 
 
-def _num_quotes(dialect: Dialect) -> Expr:
-    """Quotes in the line, escaped ones left out where the escape is another character."""
-    text = F.col("_raw")
+def _num_quotes(dialect: Dialect) -> str:
+    """Quotes in the line, escaped ones left out where the escape is another character. Univocity takes a lone one as text."""
+    text = "_raw"
     if dialect.escape != dialect.quote:
         for escaped in (dialect.escape * 2, dialect.escape + dialect.quote):
-            text = F.replace(text, F.lit(escaped), F.lit(""))
-    return F.length(text) - F.length(F.replace(text, F.lit(dialect.quote), F.lit("")))
+            text = f"replace({text}, {literal(escaped)}, '')"
+    return f"(length({text}) - length(replace({text}, {literal(dialect.quote)}, '')))"
+
+
+def _first(faults: list[tuple[str, str]]) -> str:
+    """The rule of the first condition that holds, else null."""
+    return "CASE " + " ".join(f"WHEN {condition} THEN {literal(rule)}" for rule, condition in faults) + " END"
 
 
 def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
-    """Takes JSON lines apart: one object a line, plain values alone, no key twice.
-
-    Adds ``_fault`` and for each source column its text and its JSON kind (string, number, boolean; null for null)."""
+    """Takes JSON lines apart: one object a line, no key twice. Also gives each cell's JSON kind (string, number, boolean,
+    array; null for null)."""
     # Spark's parser stops at the object's end and takes what follows for nothing. Wrapped in an array, what follows is an
     # error, unless it closes the array; then it is one in the other parse, which wraps the line in an object.
-    texts = F.from_json(F.concat(F.lit("["), "_raw", F.lit("]")), "array<map<string,string>>")
-    kinds = F.from_json(F.concat(F.lit('{"x":'), "_raw", F.lit("}")), "map<string,map<string,variant>>")["x"]
-    is_object = F.col("_raw").rlike(r"\A\s*\{")
-    parsed = lines.select(
-        "*", F.inline_outer(F.array(F.struct(F.when(is_object, texts).alias("objects"), F.when(is_object, kinds).alias("kinds"))))
-    ).withColumn("texts", F.when(F.size("objects") == 1, F.col("objects")[0]))
-    names = F.map_keys("texts")
-    known = F.array(*[F.lit(column.name) for column in contract.source_columns])
-    extra = F.element_at(F.array_except(names, known), 1)
-    reasons = [
-        F.when(~F.is_valid_utf8("_raw"), fault("utf8")),
-        F.when(F.col("texts").isNull() | F.col("kinds").isNull(), fault("json")),
-        F.when(F.size(names) != F.size(F.array_distinct(names)), fault("repeated_key")),
-    ]
+    texts = "from_json(concat('[', _raw, ']'), 'array<map<string,string>>')"
+    kinds = "from_json(concat('{\"x\":', _raw, '}'), 'map<string,map<string,variant>>')['x']"
+    is_object = r"_raw RLIKE '\\A\\s*\\{'"
+    # A generator is a barrier: without it the optimizer would parse the line once for every cell that is taken out.
+    objects = (
+        f"inline_outer(array(named_struct('objects', if({is_object}, {texts}, NULL), 'kinds', if({is_object}, {kinds}, NULL))))"
+    )
+    parsed = lines.selectExpr("*", objects).selectExpr("*", "if(size(objects) = 1, get(objects, 0), NULL) AS texts")
+    known = f"array({literals(column.name for column in contract.source_columns)})"
+    extra = f"array_except(map_keys(texts), {known})"
+    faults = [(BLANK, r"NOT _raw RLIKE '\\S'"), ("utf8", "NOT is_valid_utf8(_raw)"), ("json", "texts IS NULL OR kinds IS NULL"),
+              ("repeated_key", "size(map_keys(texts)) <> size(array_distinct(map_keys(texts)))")]  # fmt: skip
     if contract.dialect.extra_columns == "refuse":
-        reasons.append(F.when(F.size(F.array_except(names, known)) > 0, fault("extra_column", extra)))
+        faults.append(("extra_column", f"size({extra}) > 0"))
     cells = []
     for column in contract.source_columns:
-        is_null = F.is_variant_null(F.col("kinds")[column.name])
-        cells.append(F.when(~is_null, F.col("texts")[column.name]).alias(cell(column.name)))
-        cells.append(F.when(~is_null, F.schema_of_variant(F.col("kinds")[column.name])).alias(kind(column.name)))
-    return parsed.select(*lines.columns, F.coalesce(*reasons).alias("_fault"), *cells)
+        name = literal(column.name)
+        there = f"is_variant_null(kinds[{name}])"
+        cells.append(f"if({there}, NULL, texts[{name}]) AS {quote_name(cell(column.name))}")
+        cells.append(f"if({there}, NULL, schema_of_variant(kinds[{name}])) AS {quote_name(kind(column.name))}")
+    return parsed.selectExpr(*PLACE, "_raw", f"{_first(faults)} AS _fault", f"try_element_at({extra}, 1) AS _fault_value", *cells)
+
+
+def with_image_cells(rows: DataFrame, contract: Contract) -> DataFrame:
+    """Files as rows: their path below the folder and their bytes, as they are. What is neither JPEG nor PNG is refused."""
+    texts = [column.name for column in contract.source_columns if column.type == "string"]
+    blobs = [column.name for column in contract.source_columns if column.type == "binary"]
+    if len(texts) != 1 or len(blobs) != 1 or len(contract.source_columns) != 2:
+        raise contract.document.error(
+            ("schema",), "a source of images fills two columns, a string (the path) and a binary (the bytes); "
+            f"table '{contract.table}' has {', '.join(f'{c.name} {c.type}' for c in contract.source_columns)}")  # fmt: skip
+    image = "startswith(_content, X'FFD8FF') OR startswith(_content, X'89504E470D0A1A0A')"
+    return rows.selectExpr(*PLACE, "CAST(_content AS STRING) AS _raw", f"if({image}, NULL, 'image') AS _fault",
+                           "_path AS _fault_value", f"_path AS {quote_name(cell(texts[0]))}",
+                           f"_content AS {quote_name(cell(blobs[0]))}")  # fmt: skip
+
+
+#: Of each kind of column, the kinds in a Parquet file that hold its values exactly.
+WHOLE = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+HOLDS: dict[str, tuple[type[T.DataType], ...]] = {
+    "string": (T.StringType,), "boolean": (T.BooleanType,), "date": (T.DateType,), "binary": (T.BinaryType,),
+    "timestamp": (T.TimestampType, T.TimestampNTZType), "decimal": (*WHOLE, T.DecimalType),
+    "tinyint": WHOLE, "smallint": WHOLE, "int": WHOLE, "bigint": WHOLE,
+    "double": (*WHOLE, T.FloatType, T.DoubleType, T.DecimalType), "float": (*WHOLE, T.FloatType, T.DoubleType, T.DecimalType),
+    "array<double>": (*WHOLE, T.FloatType, T.DoubleType), "array<float>": (*WHOLE, T.FloatType, T.DoubleType),
+    "array<bigint>": WHOLE, "array<int>": WHOLE,
+}  # fmt: skip
+
+
+def with_parquet_cells(rows: DataFrame, contract: Contract, path: str) -> DataFrame:
+    """Columns by name. Numbers go through their text, like a cell's, so that one rule judges what they may be; other values
+    stay as they are. Raises InputError for a column of another kind than the contract's."""
+    kinds = {field.name: field.dataType for field in rows.schema.fields}
+    cells, texts = [], []
+    for column in contract.source_columns:
+        held = kinds[column.name]
+        element = held.elementType if isinstance(held, T.ArrayType) else held
+        is_array = column.type.startswith("array<")
+        if is_array != isinstance(held, T.ArrayType) or not isinstance(element, HOLDS[column.type.split("(")[0]]):
+            text = f"{path}: column '{column.name}' holds {held.simpleString()}, the contract says {column.type}"
+            raise InputError(text, next_step=f"mend the file, or the contract {contract.document.path}")
+        name = quote_name(column.name)
+        cells.append(f"{_parquet_value(name, element, column.type, contract, path)} AS {quote_name(cell(column.name))}")
+        texts.append(name)
+    raw = f"to_json(struct({', '.join(texts)}), map('ignoreNullFields', 'false')) AS _raw"
+    return rows.selectExpr(*PLACE, raw, "CAST(NULL AS STRING) AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
+
+
+def _parquet_value(name: str, element: T.DataType, wanted: str, contract: Contract, path: str) -> str:
+    if isinstance(element, T.TimestampNTZType):
+        zone = contract.dialect.timestamp_zone
+        if zone is None:
+            raise InputError(f"{path}: column {name} holds timestamps without a zone, and the contract {contract.document.path} "
+                             "names none", next_step="set its custom property timestampZone")  # fmt: skip
+        return f"to_utc_timestamp(CAST({name} AS TIMESTAMP), {literal(zone)})"
+    if isinstance(element, T.FloatType) and wanted == "double":
+        return f"CAST(CAST({name} AS DOUBLE) AS STRING)"
+    if wanted.startswith("array<"):
+        return f"transform({name}, e -> try_cast(e AS {wanted[6:-1]}))"
+    return f"CAST({name} AS STRING)" if isinstance(element, T.NumericType) else name

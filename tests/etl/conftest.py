@@ -80,7 +80,6 @@ class Trips:
         parts = (
             result.rows_written,
             result.rows_already_present,
-            result.rows_replaced,
             result.rows_superseded,
             result.rows_refused,
         )

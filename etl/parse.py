@@ -1,0 +1,131 @@
+"""Rows of files under a contract: parsed, judged, counted and placed, read once and kept for all that comes after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark import StorageLevel
+from pyspark.errors import AnalysisException, ParseException, PySparkException
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+
+from etl.sources.read import FileGroup, named_errors, position_of_blocks, read_rows
+from etl.transforms.parsing import BLANK, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
+from etl.transforms.provenance import with_content_hash
+from etl.transforms.sql import literal, literals
+from etl.transforms.validation import pattern_probe, with_typed_columns
+from lakering.storage import StorageSettings
+from schemas import Contract
+from schemas.expressions import quote_name
+
+STARTS = "_file string, _block bigint, _offset bigint, _first bigint, _source string, _modified bigint"
+Reasons = Counter[tuple[str | None, str | None]]
+
+
+@dataclass(frozen=True)
+class ParsedRows:
+    """``rows`` hold the contract's columns, provenance, ``_modified``, ``_form``, ``_header``, ``_raw`` and ``_refusal``;
+    ``reasons`` counts them by refusal (column, rule), of valid rows (None, None)."""
+
+    rows: DataFrame
+    reasons: Reasons
+
+    @property
+    def valid(self) -> DataFrame:
+        return self.rows.where("_refusal IS NULL")
+
+    @property
+    def refused(self) -> DataFrame:
+        return self.rows.where("_refusal IS NOT NULL")
+
+    @property
+    def num_valid(self) -> int:
+        return self.reasons[None, None]
+
+
+@contextmanager
+def parsed_files(
+    spark: SparkSession, groups: list[FileGroup], contract: Contract, settings: StorageSettings
+) -> Iterator[ParsedRows]:
+    """The rows of files, cached while the block lasts. A single pass reads, parses, judges and counts them; line numbers, which
+    need the number of lines in the blocks before, are told from the counts.
+
+    Raises InputError for a file that cannot be read, SettingError for a contract that Spark cannot carry out."""
+    with named_errors(groups):
+        parts = [
+            parse(read_rows(spark, group, contract, settings), group, contract, number) for number, group in enumerate(groups)
+        ]
+        cached = reduce(DataFrame.unionByName, parts).persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            tally = cached.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
+                F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip
+            starts = position_of_blocks(groups, _blocks(tally))
+            yield ParsedRows(_placed(cached, starts, groups), _reasons(tally, starts))
+        finally:
+            cached.unpersist()
+
+
+def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0) -> DataFrame:
+    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others."""
+    try:
+        if group.form in ("csv", "cells"):
+            cells = with_csv_cells(rows, contract, group.header)
+        elif group.format == "parquet":
+            cells = with_parquet_cells(rows, contract, group.files[0].path)
+        elif group.format == "images":
+            cells = with_image_cells(rows, contract)
+        else:
+            cells = with_json_cells(rows, contract)
+        probe = pattern_probe(contract)
+        if probe:
+            rows.sparkSession.sql(probe).collect()
+        typed = with_content_hash(with_typed_columns(cells, contract), contract)
+        return typed.withColumn("_group", F.lit(number))
+    except (AnalysisException, ParseException, PySparkException) as error:
+        reason = str(error).split(" SQLSTATE")[0].splitlines()[0]
+        raise contract.document.error((), f"Spark cannot carry out the contract of table '{contract.table}': {reason}") from None
+
+
+def _blocks(tally: list[Row]) -> list[Row]:
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for row in tally:
+        place = (row["_file"], row["_block"])
+        first, last = found.get(place, (row["first"], row["last"]))
+        found[place] = (min(first, row["first"]), max(last, row["last"]))
+    return [Row(_file=file, _block=block, first=first, last=last) for (file, block), (first, last) in found.items()]
+
+
+def _reasons(tally: list[Row], starts: list[tuple[str, int, int, int, str, int]]) -> Reasons:
+    """Counts by refusal, without blank lines and without headers, which were parsed like any line."""
+    places = {(file, block): (offset, first) for file, block, offset, first, _, _ in starts}
+    reasons: Reasons = Counter()
+    for row in tally:
+        offset, first = places[row["_file"], row["_block"]]
+        header = row["first"] - offset < first  # only a header stands before the first row, and only one
+        if row["rule"] != BLANK:
+            reasons[row["column"], row["rule"]] += row["count"] - header
+    return +reasons
+
+
+def _placed(cached: DataFrame, starts: list[tuple[str, int, int, int, str, int]], groups: list[FileGroup]) -> DataFrame:
+    places = F.broadcast(cached.sparkSession.createDataFrame(starts, STARTS))
+    forms = f"get(array({literals(group.form for group in groups)}), _group) AS _form"
+    headers = (
+        f"array({literals(group.header)})" if group.form in ("csv", "cells") else "CAST(NULL AS array<string>)"
+        for group in groups
+    )
+    columns = [quote_name(name) for name in cached.columns if name not in ("_file", "_block", "_row", "_group")]
+    data = cached.join(places, ["_file", "_block"]).where(
+        f"_row - _offset >= _first AND (_refusal IS NULL OR _refusal.rule <> {literal(BLANK)})")  # fmt: skip
+    return data.selectExpr(
+        *columns,
+        "_source",
+        "_row - _offset AS _position",
+        "_modified",
+        forms,
+        f"get(array({', '.join(headers)}), _group) AS _header",
+    )

@@ -1,0 +1,161 @@
+"""What files hold, as rows for the parser: where each stands, and its text or its values.
+
+Every frame has ``_file`` (path or URI), ``_block`` and ``_row``: in a file that Spark cuts into blocks, the row's number
+within its block and some offset (``position_of_blocks`` turns it into a position); with ``_block`` -1 the position itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import DataFrame, Row, SparkSession
+
+from etl.sources.files import SourceFile, file_storage
+from etl.sources.streams import Stream, is_streamed, line_batches, read_header, record_batches
+from lakering.errors import InputError
+from lakering.storage import StorageSettings
+from schemas import Contract
+from schemas.expressions import quote_name
+
+EXACT = -1
+FOOTER_THREADS = 16
+PLACE = ("_metadata.file_path AS _file", "CAST(_metadata.file_block_start AS BIGINT) AS _block")
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Files that are read and parsed alike. ``form`` is how a row's raw form is written: csv (a line), cells (a JSON array of
+    texts), json or image; ``header`` names a CSV's or Parquet's columns; ``base`` is the folder that images are named from."""
+
+    format: str
+    form: str
+    files: tuple[SourceFile, ...]
+    streamed: bool = False
+    header: tuple[str, ...] = ()
+    base: str = ""
+
+
+def group_files(
+    format: str, files: list[SourceFile], contract: Contract, settings: StorageSettings, base: str
+) -> list[FileGroup]:
+    """Files by what must be alike for them to be parsed together. Raises InputError for one that cannot be read."""
+    form = {"parquet": "json", "images": "image"}.get(format, format)
+    if format == "csv" and contract.dialect.multi_line:
+        form = "cells"
+    groups: dict[tuple[bool, tuple[str, ...], str], list[SourceFile]] = {}
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        headers = pool.map(lambda file: _header(format, file, contract, settings), files)
+        for file, (header, kinds) in zip(files, headers, strict=True):
+            streamed = format in ("csv", "json") and is_streamed(file, contract.dialect, format)
+            groups.setdefault((streamed, header, kinds), []).append(file)
+    return [FileGroup(format, form, tuple(members), streamed, header, base) for (streamed, header, _), members in groups.items()]
+
+
+def _header(format: str, file: SourceFile, contract: Contract, settings: StorageSettings) -> tuple[tuple[str, ...], str]:
+    """The names of a file's columns, and of Parquet their kinds."""
+    if format == "csv":
+        return read_header(file, contract.dialect, settings), ""
+    if format == "parquet":
+        storage = file_storage(file.path, file.uri, settings)
+        try:
+            with storage.filesystem.open_input_file(storage.path()) as opened:
+                schema = pq.read_schema(opened)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{file.path} cannot be read as Parquet: {str(error).splitlines()[0]}",
+                             next_step="write the file again, or take it out of the recipe's files") from None  # fmt: skip
+        return tuple(schema.names), str(schema.types)
+    return (), ""
+
+
+def read_rows(spark: SparkSession, group: FileGroup, contract: Contract, settings: StorageSettings) -> DataFrame:
+    """The rows of a group: ``_file, _block, _row`` and
+
+    - single-line CSV and JSON: ``_raw``, a line's bytes in a string, blank lines and CSV's header among them;
+    - multi-line CSV: ``_cells``, an array of texts;
+    - Parquet and images: the file's own columns, by name."""
+    uris = [_escape_glob(file.uri) for file in group.files]
+    if group.streamed:
+        return _read_streams(spark, group, contract, settings)
+    if group.format == "parquet":
+        columns = [quote_name(column.name) for column in contract.source_columns]
+        return spark.read.parquet(*uris).selectExpr(*columns, *PLACE, "_metadata.row_index AS _row")
+    if group.format == "images":
+        rows = spark.read.format("binaryFile").load(uris)
+        relative = f"substring(path, {len(group.base) + 2})"
+        return rows.selectExpr(*PLACE, "monotonically_increasing_id() AS _row", f"{relative} AS _path", "content AS _content")
+    # The text source keeps bytes as they are (the CSV source turns invalid UTF-8 into U+FFFD). It knows no line numbers.
+    text = "value"
+    if group.format == "json":
+        text = "if(_metadata.file_block_start = 0 AND startswith(value, '\\uFEFF'), substring(value, 2), value)"
+    # By substring, which works on bytes: a regular expression would turn invalid UTF-8 into U+FFFD.
+    lines = spark.read.option("lineSep", "\n").text(uris)
+    lines = lines.selectExpr(*PLACE, "monotonically_increasing_id() AS _row", f"{text} AS _text")
+    return lines.selectExpr(
+        "_file", "_block", "_row", r"if(endswith(_text, '\r'), substring(_text, 1, length(_text) - 1), _text) AS _raw"
+    )
+
+
+def _read_streams(spark: SparkSession, group: FileGroup, contract: Contract, settings: StorageSettings) -> DataFrame:
+    streams = [Stream(file.path, file.uri, contract.dialect, settings) for file in group.files]
+    multi_line = group.form == "cells"
+    batches, skip = (record_batches if multi_line else line_batches), (1 if group.format == "csv" else 0)
+
+    def read(asked: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        for batch in asked:
+            for number in batch.column("id").to_pylist():
+                yield from batches(streams[number], skip)
+
+    column = "_cells array<binary>" if multi_line else "_raw binary"
+    numbers = spark.range(0, len(streams), 1, len(streams))
+    rows = numbers.mapInArrow(read, f"_file string, _row bigint, {column}")
+    text = "transform(_cells, c -> CAST(c AS STRING)) AS _cells" if multi_line else "CAST(_raw AS STRING) AS _raw"
+    return rows.selectExpr("_file", f"CAST({EXACT} AS BIGINT) AS _block", "_row", text)
+
+
+def position_of_blocks(groups: list[FileGroup], blocks: list[Row]) -> list[tuple[str, int, int, int, str, int]]:
+    """Of each block (rows with ``_file, _block, first, last``, the least and greatest ``_row``) the file and block, the
+    offset that gives ``_row - offset`` as position, the first position that is data, the source and its file's time (ns).
+    """
+    files = {file.uri: (file, 2 if group.format == "csv" else 1) for group in groups for file in group.files}
+    before: dict[str, int] = {}
+    found = []
+    for block in sorted(blocks, key=lambda row: (row["_file"], row["_block"])):
+        exact = block["_block"] == EXACT
+        uri = block["_file"] if exact else unquote(block["_file"])  # file_path is percent-encoded, but for letters beyond ASCII
+        file, first = files[uri]
+        offset = 0 if exact else block["first"] - before.get(uri, 0) - 1
+        before[uri] = before.get(uri, 0) + block["last"] - block["first"] + 1
+        found.append((block["_file"], block["_block"], offset, first, file.source, file.modified))
+    return found
+
+
+@contextmanager
+def named_errors(groups: list[FileGroup]) -> Iterator[None]:
+    """What Spark says of a file that it cannot read, as an InputError that names the file."""
+    try:
+        yield
+    except (PySparkException, AnalysisException) as error:
+        text = str(error)
+        ours = re.search(r"lakering\.errors\.InputError: ([^\n]+)(?:\n +next: ([^\n]+))?", text)
+        if ours:
+            raise InputError(ours[1], next_step=ours[2]) from None
+        paths = [file.path for group in groups for file in group.files]
+        named = re.search(r"(?:FAILED_READ_FILE|CANNOT_READ_FILE)[^\n]*?(file:|s3a:|hdfs:)([^\s\n]+)", text)
+        if named:
+            path = next((path for path in paths if unquote(named[2]).rstrip(".,'\"").endswith(path)), unquote(named[2]))
+            raise InputError(f"{path} cannot be read: {text.splitlines()[0][:300]}; nothing was written",
+                             next_step="write the file again, or take it out of the recipe's files") from None  # fmt: skip
+        raise
+
+
+def _escape_glob(uri: str) -> str:
+    """A path that Spark is to take literally."""
+    return re.sub(r"([*?\[\]{}\\])", r"\\\1", uri)

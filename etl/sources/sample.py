@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from etl.sources.files import SourceFile
+from etl.sources.files import SourceFile, file_storage
 from lakering.errors import InputError
-from lakering.storage import Storage, StorageSettings
+from lakering.storage import StorageSettings
 
 #: Of one file no more than this is read, however long its lines are (decompressed bytes).
 MAX_HEAD_BYTES = 64 << 20
@@ -37,7 +37,7 @@ def read_head(file: SourceFile, max_lines: int, settings: StorageSettings | None
     """The first lines of a text file; ``.gz``, ``.zst`` and the like are decompressed by their extension.
 
     Raises InputError when it cannot be decompressed, or is no text of lines."""
-    storage = _storage(file, settings)
+    storage = file_storage(file.path, file.uri, settings)
     parts, lines, size = [], 0, 0
     try:
         with storage.filesystem.open_input_stream(storage.path()) as stream:
@@ -66,7 +66,7 @@ def _first_lines(content: bytes, number: int) -> bytes:
 
 def read_parquet_head(file: SourceFile, max_rows: int, settings: StorageSettings | None = None) -> tuple[pa.Table, bool]:
     """The first rows of a Parquet file, and whether there are no others. Raises InputError when it is none."""
-    storage = _storage(file, settings)
+    storage = file_storage(file.path, file.uri, settings)
     try:
         with storage.filesystem.open_input_file(storage.path()) as stream, pq.ParquetFile(stream) as parquet:
             batches, rows = [], 0
@@ -79,7 +79,3 @@ def read_parquet_head(file: SourceFile, max_rows: int, settings: StorageSettings
             return table.slice(0, max_rows), parquet.metadata.num_rows <= max_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file.path} cannot be read as Parquet: {error}") from None
-
-
-def _storage(file: SourceFile, settings: StorageSettings | None) -> Storage:
-    return Storage(file.path if file.uri.startswith("file:") else file.uri, settings or StorageSettings())

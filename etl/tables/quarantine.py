@@ -30,7 +30,8 @@ def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refuse
         F.substring(F.col("_raw").cast("binary"), 1, MAX_RAW_BYTES).alias("raw"),
         (F.octet_length("_raw") > MAX_RAW_BYTES).alias("raw_is_cut"),
         F.col("_form").alias("form"),
-        F.col("_header").alias("header"),
+        # Of rows that all have a header Spark knows that none of its names is null, and would not take others into such a column.
+        F.col("_header").cast("array<string>").alias("header"),
         F.col("_modified").alias("modified"),
         F.lit(day).alias("day"),
         F.lit(None).cast("date").alias("replayed_on"),

@@ -14,11 +14,12 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from lakering.errors import LakeringError
+from lakering.errors import LakeringError, SettingError, nearest
 from lakering.summary import Summary
 
 if TYPE_CHECKING:
     from recipes import Recipe
+    from schemas import Contract
 
 Job = Callable[[argparse.Namespace, Summary], None]
 
@@ -45,6 +46,22 @@ def read_recipe_of(args: argparse.Namespace) -> Recipe:
     from recipes import read_recipe  # its models take 0.3 s to import: a job may do so while Spark starts
 
     return read_recipe(args.recipe, overrides=args.overrides, lake=args.lake)
+
+
+def read_tables_of(args: argparse.Namespace) -> tuple[Recipe, dict[str, Contract]]:
+    """The recipe, and by name the contracts of its tables: of those that ``--table`` asks for, else of all. Raises
+    SettingError for a table that the recipe does not have."""
+    recipe = read_recipe_of(args)
+    tables = recipe.settings.tables
+    unknown = [name for name in args.table or [] if name not in tables]
+    if unknown:
+        raise SettingError(f"--table {unknown[0]!r} is not a table of {recipe.path}{nearest(unknown[0], tables)}")
+    return recipe, {name: recipe.contract(name) for name in args.table or tables}
+
+
+def add_table_flag(parser: argparse.ArgumentParser) -> None:
+    """``--table``, for ``read_tables_of``."""
+    parser.add_argument("--table", action="append", metavar="NAME", help="only this table of the recipe; may be given again")
 
 
 def user_name() -> str:

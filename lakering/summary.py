@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ class Summary:
         self.sections.setdefault(section, {}).update(facts)
 
     def render(self) -> str:
-        """The summary as text: a line for each fact, numbers with separators, nested facts indented."""
+        """The summary as text: a line for each fact, numbers with separators, nested facts indented, in lists with a dash."""
         lines = [f"{self.job}: {self.status}"]
         for section, facts in self.sections.items():
             lines.append(f"  {section}")
-            lines += _lines(facts, indent=4)
+            lines += _lines(facts, indent=4, named=_words)
         return "\n".join(lines)
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -40,23 +41,28 @@ class Summary:
         temporary.replace(target)
 
 
-def _lines(facts: dict[str, Any], indent: int) -> list[str]:
-    width = max((len(_words(name)) for name in facts), default=0)
+def _lines(facts: dict[str, Any], indent: int, named: Callable[[str], str] = str) -> list[str]:
+    labels = {name: named(str(name)) for name in facts}
+    width = max(map(len, labels.values()), default=0)
     lines = []
     for name, value in facts.items():
-        label = " " * indent + _words(name).ljust(width)
+        label = " " * indent + labels[name]
         if isinstance(value, dict) and value:
-            lines.append(" " * indent + _words(name))
-            lines += _lines(value, indent + 2)
-        elif isinstance(value, list | tuple) and value:
-            lines.append(f"{label}  {', '.join(_text(item) for item in value)}")
+            lines += [label, *_lines(value, indent + 2)]
+        elif isinstance(value, list | tuple) and value and all(isinstance(item, dict) and item for item in value):
+            lines.append(label)
+            for item in value:
+                first, *others = _lines(item, indent + 4)
+                lines += [f"{' ' * (indent + 2)}- {first.lstrip()}", *others]
         else:
-            lines.append(f"{label}  {_text(value)}")
+            text = ", ".join(map(_text, value)) if isinstance(value, list | tuple) and value else _text(value)
+            lines.append(f"{label.ljust(indent + width)}  {text}")
     return lines
 
 
 def _words(name: str) -> str:
-    return str(name).replace("_", " ")
+    """A fact's name in words. Of nested facts the names are data, such as columns, and stay as they are."""
+    return name.replace("_", " ")
 
 
 def _text(value: Any) -> str:

@@ -10,8 +10,7 @@ import datetime
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from lakering.errors import SettingError, nearest
-from lakering.jobs import job_parser, read_recipe_of, run_job
+from lakering.jobs import add_table_flag, job_parser, read_tables_of, run_job
 from lakering.summary import Summary
 
 if TYPE_CHECKING:
@@ -41,16 +40,11 @@ def prepare(args: argparse.Namespace) -> tuple[Recipe, dict[str, Contract]]:
     """The recipe, and the contracts of the tables that are asked for; done while Spark starts."""
     import etl.ingest  # noqa: F401 - so that its libraries are there
 
-    recipe = read_recipe_of(args)
-    tables = recipe.settings.tables
-    unknown = [name for name in args.table or [] if name not in tables]
-    if unknown:
-        raise SettingError(f"--table {unknown[0]!r} is not a table of {recipe.path}{nearest(unknown[0], tables)}")
-    return recipe, {name: recipe.contract(name) for name in args.table or tables}
+    return read_tables_of(args)
 
 
 if __name__ == "__main__":
     parser = job_parser("Puts what the recipe's files hold into their tables; rows that break the contract into quarantine.")
-    parser.add_argument("--table", action="append", metavar="NAME", help="only this table of the recipe; may be given again")
+    add_table_flag(parser)
     parser.add_argument("--reread", action="store_true", help="read files again that are in the table already, unchanged")
     run_job(main, parser)

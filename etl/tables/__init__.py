@@ -2,7 +2,7 @@
 
 from etl.tables.delta import create_table, read_table, table_id, table_version
 from etl.tables.lock import table_lock
-from etl.tables.quarantine import read_quarantine, write_quarantine
+from etl.tables.quarantine import has_quarantine, mark_replayed, read_quarantine, write_quarantine
 from etl.tables.write import Batch, Counts, foresee_rows, write_rows
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "Counts",
     "create_table",
     "foresee_rows",
+    "has_quarantine",
+    "mark_replayed",
     "read_quarantine",
     "read_table",
     "table_id",

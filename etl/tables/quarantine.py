@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 
-from pyspark.sql import DataFrame, SparkSession
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from etl.tables.delta import ensure_table, is_table
@@ -43,9 +44,26 @@ def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refuse
     run_again_on_conflict(merge.execute, f"the quarantine of table '{contract.table}'", spread=day.toordinal() % 7 / 7)
 
 
+def mark_replayed(spark: SparkSession, lake: Lake, table: str, rows: DataFrame, day: datetime.date) -> int:
+    """Marks what quarantine holds of rows (``_source, _position, _form``, each once) that are in their table now, under
+    whichever version they were refused. Returns the number of entries marked; one that was marked before stays as it is."""
+    quarantine = DeltaTable.forPath(spark, lake.storage.uri(*lake.quarantine(table)))
+    same = " AND ".join(f"old.{name} = new._{name}" for name in ("source", "position", "form"))
+    merge = quarantine.alias("old").merge(rows.alias("new"), f"old.replayed_on IS NULL AND {same}")
+    merge = merge.whenMatchedUpdate(set={"replayed_on": F.lit(day)})
+    metrics: list[Row | None] = []
+    run_again_on_conflict(lambda: metrics.append(merge.execute().first()), f"the quarantine of table '{table}'",
+                          spread=day.toordinal() % 7 / 7)  # fmt: skip
+    return metrics[0]["num_updated_rows"] if metrics[0] else 0
+
+
+def has_quarantine(spark: SparkSession, lake: Lake, table: str) -> bool:
+    """Whether a row of the table was ever refused."""
+    return is_table(spark, lake.storage.uri(*lake.quarantine(table)))
+
+
 def read_quarantine(spark: SparkSession, lake: Lake, table: str) -> DataFrame:
     """The refused rows of a table. Raises InputError when none was ever refused."""
-    uri = lake.storage.uri(*lake.quarantine(table))
-    if not is_table(spark, uri):
+    if not has_quarantine(spark, lake, table):
         raise InputError(f"table '{table}' has no quarantine in {lake.storage.root}: no row of it was refused")
-    return spark.read.format("delta").load(uri)
+    return spark.read.format("delta").load(lake.storage.uri(*lake.quarantine(table)))

@@ -1,0 +1,175 @@
+"""Refused rows, judged again under today's contract: what passes goes into the table and is marked in quarantine.
+
+Order of commits: table, then marks. A run that was killed between is finished by running it again, since the table itself
+says of each row what became of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from etl.parse import ParsedRows, parse
+from etl.reasons import Selection, name_reason
+from etl.sources.read import FileGroup
+from etl.tables import (
+    Batch,
+    Counts,
+    foresee_rows,
+    has_quarantine,
+    mark_replayed,
+    read_quarantine,
+    table_lock,
+    write_rows,
+)
+from etl.transforms.parsing import compare_header
+from etl.transforms.sql import literal, literals
+from lakering.lake import Lake
+from lakering.names import fingerprint
+from schemas import Contract
+from schemas.expressions import quote_name
+
+#: Why a row cannot be judged by what was kept of it.
+OBSTACLE = """CASE WHEN raw_is_cut THEN 'cut: read the file again with --reread'
+                   WHEN form = 'image' THEN 'image: read the file again with --reread'
+                   WHEN form = 'cells' AND rule = 'utf8' THEN 'utf8' END"""
+
+
+@dataclass
+class ReplayResult:
+    """What one table's replay did. ``rows_read``, each row once however often it was refused, is the sum of all that became
+    of them; ``entries_marked`` counts what quarantine holds of those that are in the table now."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    rows_already_present: int = 0
+    rows_superseded: int = 0
+    rows_still_refused: int = 0
+    still_refused: dict[str, int] = field(default_factory=dict)
+    entries_marked: int = 0
+
+    def refuse(self, reason: str, count: int) -> None:
+        self.still_refused[reason] = self.still_refused.get(reason, 0) + count
+        self.rows_still_refused += count
+
+
+def replay_table(
+    spark: SparkSession,
+    lake: Lake,
+    contract: Contract,
+    selection: Selection,
+    *,
+    now: datetime.datetime,
+    dry_run: bool = False,
+) -> ReplayResult:
+    """Puts those of the selected rows that were not replayed yet, and pass the contract as it is now, into its table. With
+    ``dry_run`` all is counted and nothing written.
+
+    Raises SettingError when the contract and its table differ, or Spark cannot carry it out."""
+    result = ReplayResult()
+    with nullcontext() if dry_run else table_lock(lake, contract.table):
+        if has_quarantine(spark, lake, contract.table):
+            rows = _open_rows(read_quarantine(spark, lake, contract.table), contract, selection)
+            groups, num_bytes = _readable_groups(rows, contract, result)
+            if groups:
+                run = fingerprint([now.isoformat(), "replay", contract.table])
+                with _parsed(rows, groups, contract) as parsed:
+                    _replay(spark, lake, contract, parsed, Batch(parsed.valid, parsed.num_valid, num_bytes, run), now, dry_run,
+                            result)  # fmt: skip
+    return result
+
+
+def _replay(spark: SparkSession, lake: Lake, contract: Contract, parsed: ParsedRows, batch: Batch, now: datetime.datetime,
+            dry_run: bool, result: ReplayResult) -> None:  # fmt: skip
+    for (column, rule), count in parsed.reasons.items():
+        if rule is not None:
+            result.refuse(name_reason(column, rule), count)
+    if not batch.num_rows:
+        return
+    counts, conflicts = (foresee_rows if dry_run else write_rows)(spark, lake, contract, batch)
+    _count(counts, contract, result)
+    if not dry_run and counts.conflicts < batch.num_rows:
+        there = batch.rows.select("_source", "_position", "_form")
+        if conflicts is not None:
+            there = there.join(conflicts, ["_source", "_position"], "left_anti")
+        result.entries_marked = mark_replayed(spark, lake, contract.table, there, now.date())
+
+
+def _count(counts: Counts, contract: Contract, result: ReplayResult) -> None:
+    result.rows_written, result.rows_already_present = counts.written, counts.already_present
+    result.rows_superseded = counts.superseded
+    if counts.conflicts:
+        result.refuse(name_reason(", ".join(contract.key) or "_source, _position", "conflict"), counts.conflicts)
+
+
+def _open_rows(quarantine: DataFrame, contract: Contract, selection: Selection) -> DataFrame:
+    """Each selected row once, though versions of the contract refused it several times: as today's version kept it, else as
+    the newest entry did. ``_obstacle`` says why it cannot be judged, if so."""
+    entries = quarantine.where("replayed_on IS NULL").where(selection.condition)
+    order = f"contract_version = {literal(contract.version)} DESC, day DESC, contract_version DESC"
+    # By form too: of a file that was once read as lines and once as records, the same number means another row.
+    ranked = f"row_number() OVER (PARTITION BY source, position, form ORDER BY {order}) AS _rank"
+    return entries.selectExpr("*", ranked).where("_rank = 1").selectExpr("*", f"{OBSTACLE} AS _obstacle")
+
+
+def _readable_groups(rows: DataFrame, contract: Contract, result: ReplayResult) -> tuple[list[FileGroup], int]:
+    """Rows by what must be alike for them to be parsed together, and their bytes; the others are counted as still refused."""
+    tally = rows.groupBy("form", "header", "_obstacle").agg(
+        F.count("*").alias("rows"), F.sum(F.octet_length("raw")).alias("bytes")).collect()  # fmt: skip
+    groups, num_bytes = [], 0
+    for row in tally:
+        result.rows_read += row["rows"]
+        obstacle = row["_obstacle"] or _fault_of_header(row["header"], contract)
+        if obstacle:
+            result.refuse(obstacle, row["rows"])
+        else:
+            format = "json" if row["form"] == "json" else "csv"
+            groups.append(FileGroup(format, row["form"], (), header=tuple(row["header"] or ())))
+            num_bytes += row["bytes"]
+    return groups, num_bytes
+
+
+def _fault_of_header(header: list[str] | None, contract: Contract) -> str | None:
+    missing, extra = compare_header(header, contract) if header else ([], [])
+    if missing:
+        return f"the header lacks {', '.join(missing)}"
+    refused = extra and contract.dialect.extra_columns == "refuse"
+    return f"the header has {', '.join(extra)}, which the contract does not" if refused else None
+
+
+@contextmanager
+def _parsed(rows: DataFrame, groups: list[FileGroup], contract: Contract) -> Iterator[ParsedRows]:
+    parts = [_parse_group(rows, group, contract) for group in groups]
+    cached = reduce(DataFrame.unionByName, parts).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        tally = cached.groupBy("_refusal.column", "_refusal.rule").count().collect()
+        yield ParsedRows(cached, Counter({(row["column"], row["rule"]): row["count"] for row in tally}))
+    finally:
+        cached.unpersist()
+
+
+def _parse_group(rows: DataFrame, group: FileGroup, contract: Contract) -> DataFrame:
+    header = f"array({literals(group.header)})" if group.header else "CAST(NULL AS array<string>)"
+    text = "from_json(CAST(raw AS STRING), 'array<string>') AS _cells" if group.form == "cells" else "CAST(raw AS STRING) AS _raw"
+    # In the places of file, block and row the parsers hand on what the row keeps: its source, its file's time, its position.
+    asked = rows.where(f"_obstacle IS NULL AND form = {literal(group.form)} AND header <=> {header}")
+    parsed = parse(asked.selectExpr("source AS _file", "modified AS _block", "position AS _row", text), group,
+                   _as_written(contract, group))  # fmt: skip
+    columns = [quote_name(column.name) for column in contract.columns]
+    places = ("_file AS _source", "_row AS _position", "_block AS _modified", f"{literal(group.form)} AS _form")
+    return parsed.selectExpr(*columns, *places, "_content_hash", "_refusal")
+
+
+def _as_written(contract: Contract, group: FileGroup) -> Contract:
+    """A row of Parquet (JSON with a header) was written by ingest, timestamps in ISO format whatever the contract's files use."""
+    if group.form == "json" and group.header:
+        return replace(contract, dialect=replace(contract.dialect, timestamp_format=None))
+    return contract

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from etl.parse import ParsedRows, parse
 from etl.reasons import Selection, name_reason
-from etl.sources.read import FileGroup
+from etl.sources.read import FileGroup, named_errors
 from etl.tables import (
     Batch,
     Counts,
@@ -81,9 +81,10 @@ def replay_table(
             groups, num_bytes = _readable_groups(rows, contract, result)
             if groups:
                 run = fingerprint([now.isoformat(), "replay", contract.table])
-                with _parsed(rows, groups, contract) as parsed:
+                with _parsed(rows, groups, contract) as parsed, named_errors([]):
                     _replay(spark, lake, contract, parsed, Batch(parsed.valid, parsed.num_valid, num_bytes, run), now, dry_run,
                             result)  # fmt: skip
+    result.still_refused = dict(sorted(result.still_refused.items(), key=lambda item: (-item[1], item[0])))
     return result
 
 

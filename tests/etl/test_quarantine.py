@@ -83,7 +83,6 @@ def test_rows_of_every_form_are_read_again_as_they_stood_in_their_files(make_tri
     not_utf8 = line(id="6", zone="west").encode().replace(b"hello", b"h\xffllo")
     trips.write("b.csv", HEADER.encode() + line(id="5", zone="west", note='"a\nb"').encode() + b"\n" + not_utf8 + b"\n")
     trips.ingest("b.csv")
-    assert replay(trips).still_refused == {"zone: validValues": 5, "utf8": 1}, "the contract's rules are as they were"
 
     mend(trips)
     result = replay(trips)

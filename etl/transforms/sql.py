@@ -22,7 +22,8 @@ def literal(value: Any) -> str:
         return f"TIMESTAMP '{value.isoformat(sep=' ')}'"
     if isinstance(value, datetime.date):
         return f"DATE '{value.isoformat()}'"
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Spark would put the value of ${env:HOME} in place of that text, wherever in a statement it stands.
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\u0024{") + "'"
 
 
 def literals(values: Iterable[Any]) -> str:

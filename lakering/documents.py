@@ -18,6 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lakering.errors import InputError, LakeringError, SettingError, nearest
 
 MAX_BYTES = 1 << 20
+#: Half of a pair that UTF-16 writes a character in: a double-quoted text can spell it, UTF-8 cannot hold it.
+NO_CHARACTER = re.compile("[\ud800-\udfff]")
+#: Unquoted words that YAML 1.1 gives a meaning of their own (2024-01-01, =, <<) are texts here.
+TEXTS = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value", "tag:yaml.org,2002:merge")
 Path_ = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -118,8 +122,8 @@ def read_document(path: str | os.PathLike[str], *, variables: Callable[[str], st
         content = file.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{file} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{str(file)!r} cannot be read: {getattr(error, 'strerror', error)}") from None
     if len(content) > MAX_BYTES:
         raise SettingError(f"{file} has {len(content):,} bytes, more than the {MAX_BYTES:,} that a document may have")
     try:
@@ -132,6 +136,8 @@ def read_document(path: str | os.PathLike[str], *, variables: Callable[[str], st
         raise SettingError(f"{file}:{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise SettingError(f"{file}: nested too deeply") from None
+    except ValueError as error:  # a \U escape beyond Unicode
+        raise SettingError(f"{file}: not valid YAML: {error}") from None
     lines: dict[Path_, int] = {}
     value = _plain(node, (), lines, file, variables) if node is not None else {}
     if not isinstance(value, dict):
@@ -165,7 +171,7 @@ def _plain(node: yaml.Node, at: Path_, lines: dict[Path_, int], file: Path,
             # `on:` is a word here, as in YAML 1.2, though YAML 1.1 reads it as true.
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or NO_CHARACTER.search(key):
                 raise SettingError(f"{file}:{line}: a key must be a word")
             if key in result:
                 raise SettingError(f"{file}:{line}: key {key!r} stands here twice")
@@ -174,14 +180,18 @@ def _plain(node: yaml.Node, at: Path_, lines: dict[Path_, int], file: Path,
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*at, index), lines, file, variables) for index, item in enumerate(node.value)]
+    where = f"{file}:{node.start_mark.line + 1}"
     loader = _Scalars("")
-    tag = node.tag
-    if tag == "tag:yaml.org,2002:timestamp":
-        tag = "tag:yaml.org,2002:str"
-    value = loader.construct_object(yaml.ScalarNode(tag, node.value, node.start_mark))
-    if isinstance(value, str) and variables is not None:
-        return _filled(value, variables, f"{file}:{node.start_mark.line + 1}")
-    return value
+    tag = "tag:yaml.org,2002:str" if node.tag in TEXTS else node.tag
+    try:
+        value = loader.construct_object(yaml.ScalarNode(tag, node.value, node.start_mark))
+    except ValueError:  # 0x_, or more digits than Python reads
+        raise SettingError(f"{where}: {node.value[:100]!r} is not a number; write a text in quotes") from None
+    if not isinstance(value, str):
+        return value
+    if NO_CHARACTER.search(value):
+        raise SettingError(f"{where}: {value[:100]!r} holds half of a character")
+    return _filled(value, variables, where) if variables is not None else value
 
 
 def _filled(text: str, variables: Callable[[str], str | None], where: str) -> str:
@@ -206,7 +216,7 @@ def with_overrides(document: Document, overrides: Iterable[str]) -> Document:
         try:
             node = _compose(text)
             parsed = _plain(node, (), {}, document.path, None) if node is not None else None
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise SettingError(f"--set {override!r}: {getattr(error, 'problem', error)}") from None
         value = _with(value, key.split("."), parsed, override)
     return Document(document.path, value, document.lines)

@@ -78,6 +78,10 @@ class Storage:
             object.__setattr__(self, "root", str(Path(plain).expanduser().absolute()))
         else:
             object.__setattr__(self, "root", self.root.rstrip("/"))
+            if scheme in S3_SCHEMES and not urlsplit(self.root).netloc:
+                raise SettingError(f"{self.root!r} names no bucket")
+        if "\0" in self.root:
+            raise SettingError(f"{self.root!r} is not a path: it holds a NUL")
 
     @property
     def is_local(self) -> bool:

@@ -70,7 +70,7 @@ def test_the_texts_that_the_cases_below_break_are_right(tmp_path):
         ("[avg]", "[median]", r"file.yaml:11: .*'avg', 'count', 'sum' or 'last', got 'median'"),
         ("name: trips", "name: ../trips", r"file.yaml:1: .*name '../trips' is not a name"),
         ("name: trips", 'name: "tri\'ps"', r"file.yaml:1: .*is not a name"),
-        ("format: csv", "format: cvs", r"file.yaml:5: .*'csv' or 'json', got 'cvs'"),
+        ("format: csv", "format: cvs", r"file.yaml:5: .*'parquet' or 'images', got 'cvs'"),
         ("< 2024-02-01", "< 2023-02-01", r"file.yaml:12: .*must end before validation"),
         ("    contract: trips.yaml\n", "", r"file.yaml:3: tables.trips: key 'contract' is missing"),
         ("name: trips", "name: &x trips", r"file.yaml:1: .*anchors, aliases and tags"),

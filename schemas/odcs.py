@@ -7,8 +7,10 @@ schema object (``TableProperties``) and of its properties (``ColumnProperties``)
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import difflib
+import math
 import re
 import types
 import typing
@@ -42,6 +44,8 @@ PHYSICAL_TYPES = {
 SPELLINGS = {"integer": "int", "long": "bigint", "varchar": "string", "text": "string"}
 NUMBER_RULES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 TEXT_RULES = ("minLength", "maxLength", "pattern")
+#: What Python calls encodings, and are ways to write Unicode in ASCII.
+NOTATIONS = ("idna", "punycode", "undefined", "unicode_escape", "unicode-escape", "raw_unicode_escape", "raw-unicode-escape")
 RULES = {"string": TEXT_RULES, BINARY: ("minLength", "maxLength"), "boolean": ()}
 
 
@@ -241,14 +245,17 @@ def _fits(value: Any, kind: str) -> bool:
             return False
     if kind in ("string", "boolean"):
         return isinstance(value, str if kind == "string" else bool)
-    whole = kind.endswith("int")
-    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int if kind.endswith("int") else int | float):
+        return False
+    return abs(value) < 10**38 if isinstance(value, int) else math.isfinite(value)  # more digits are no number to Spark
 
 
 def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect:
     try:
-        "a,1".encode(ours.encoding)  # refuses what is no encoding of text too, such as base64
-    except LookupError:
+        "a,1\n".encode(ours.encoding)  # refuses what is no encoding of text too, such as base64
+        if codecs.lookup(ours.encoding).name in NOTATIONS:
+            raise LookupError
+    except (LookupError, ValueError):
         raise document.error(at, f"encoding {ours.encoding!r} is not known, or none of text") from None
     if ours.timestamp_zone and ours.timestamp_zone not in available_timezones():
         raise document.error(
@@ -256,11 +263,23 @@ def _build_dialect(document: Document, ours: TableProperties, at: At) -> Dialect
         )
     if ours.timestamp_zone and re.search("[XxZVzO]", re.sub("'[^']*'", "", ours.timestamp_format or "")):
         raise document.error(at, "timestampFormat reads a zone from the text, so timestampZone has nothing to say; leave one out")
+    if ours.timestamp_format is not None:
+        letters = re.sub("'[^']*'", "", ours.timestamp_format)
+        if not ours.timestamp_zone and not re.search("[XxZVzO]", letters):
+            raise document.error(
+                at, f"timestampFormat {ours.timestamp_format!r} reads no zone from the text: set timestampZone too"
+            )
+        if "S" * 7 in letters:
+            raise document.error(
+                at, f"timestampFormat {ours.timestamp_format!r} reads nanoseconds, a timestamp holds microseconds"
+            )
     if ours.delimiter in (ours.quote, ours.escape):
         raise document.error(at, f"delimiter {ours.delimiter!r} is the quote or the escape too")
     for name in ("delimiter", "quote", "escape"):
         if getattr(ours, name) in "\r\n\0":
             raise document.error(at, f"{name} {getattr(ours, name)!r} cannot be told from the end of a line or of a text")
+        if name != "delimiter" and getattr(ours, name) > "\uffff":
+            raise document.error(at, f"{name} {getattr(ours, name)!r} is not a character that Spark takes for it")
     return Dialect(ours.delimiter, ours.quote, ours.escape, ours.null_tokens, ours.encoding, ours.multi_line,
                    ours.timestamp_format, ours.timestamp_zone, ours.extra_columns)  # fmt: skip
 

@@ -43,19 +43,11 @@ def list_files(pattern: str, settings: StorageSettings | None = None) -> list[So
     Raises InputError when there is none, or when one of them is empty."""
     base, wild = _split_glob(pattern)
     storage = Storage(base, settings or StorageSettings())
-    info = storage.filesystem.get_file_info(storage.path())
-    if info.is_file and not wild:
-        found = [info]
-    elif wild:
-        matches = re.compile(_glob_regex(storage.path() + "/" + wild)).fullmatch
-        selector = fs.FileSelector(storage.path(), recursive=True, allow_not_found=True)
-        shown = re.search(r"(^|/)[._]", wild) is not None
-        found = [f for f in storage.filesystem.get_file_info(selector)
-                 if f.is_file and matches(f.path) and (shown or not _hidden(f.path[len(storage.path()) :]))]  # fmt: skip
-    elif info.type == fs.FileType.Directory:
-        everything = storage.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
-        found = [f for f in everything if f.is_file and not _hidden(f.path[len(info.path) :])]
-    else:
+    try:
+        found = _find(storage, wild)
+    except (OSError, ValueError, re.error) as error:  # no rights, no such host, a NUL in the name, [z-a]
+        raise InputError(f"{pattern} cannot be listed: {error}", next_step="check the 'files' of the recipe's sources") from None
+    if found is None:
         raise InputError(f"{pattern} does not exist", next_step="check the 'files' of the recipe's sources")
     if not found:
         what = "matches no file" if wild else "is a folder without files"
@@ -70,6 +62,22 @@ def list_files(pattern: str, settings: StorageSettings | None = None) -> list[So
         (SourceFile(f.path, _uri(storage, f.path, root), f.size, f.mtime_ns or 0) for f in found),
         key=lambda file: file.path,
     )
+
+
+def _find(storage: Storage, wild: str) -> list[fs.FileInfo] | None:
+    """The files at a path, below a folder, or that a pattern below it names; None when there is nothing at the path."""
+    root = storage.path()
+    if wild:
+        matches = re.compile(_glob_regex(root + "/" + wild)).fullmatch
+        selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
+        shown = re.search(r"(^|/)[._]", wild) is not None
+        return [f for f in storage.filesystem.get_file_info(selector)
+                if f.is_file and matches(f.path) and (shown or not _hidden(f.path[len(root) :]))]  # fmt: skip
+    info = storage.filesystem.get_file_info(root)
+    if info.type == fs.FileType.Directory:
+        everything = storage.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
+        return [f for f in everything if f.is_file and not _hidden(f.path[len(info.path) :])]
+    return [info] if info.is_file else None
 
 
 def folder_of(pattern: str, settings: StorageSettings | None = None) -> str:
@@ -94,7 +102,7 @@ def _glob_regex(pattern: str) -> str:
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)
     table = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
-        table.get(part) or (part.replace("[!", "[^", 1) if part.startswith("[") else re.escape(part)) for part in parts
+        table.get(part) or (part.replace("[!", "[^", 1) if re.fullmatch(r"\[.+\]", part) else re.escape(part)) for part in parts
     )
 
 

@@ -15,12 +15,16 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from etl.sources.files import SourceFile, file_storage
-from etl.sources.streams import Stream, is_streamed, line_batches, read_header, record_batches
-from lakering.errors import InputError
+from etl.sources.streams import Stream, has_colon, is_streamed, line_batches, read_header, record_batches
+from etl.transforms.parsing import NANOS
+from lakering.errors import InputError, LakeringError
 from lakering.storage import StorageSettings
 from schemas import Contract
 from schemas.expressions import quote_name
@@ -33,7 +37,8 @@ PLACE = ("_metadata.file_path AS _file", "CAST(_metadata.file_block_start AS BIG
 @dataclass(frozen=True)
 class FileGroup:
     """Files that are read and parsed alike. ``form`` is how a row's raw form is written: csv (a line), cells (a JSON array of
-    texts), json or image; ``header`` names a CSV's or Parquet's columns; ``base`` is the folder that images are named from."""
+    texts), json or image; ``header`` names a CSV's or Parquet's columns, ``kinds`` are Parquet's of them, as pyarrow writes them;
+    ``base`` is the folder that images are named from."""
 
     format: str
     form: str
@@ -41,6 +46,7 @@ class FileGroup:
     streamed: bool = False
     header: tuple[str, ...] = ()
     base: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 def group_files(
@@ -50,19 +56,27 @@ def group_files(
     form = {"parquet": "json", "images": "image"}.get(format, format)
     if format == "csv" and contract.dialect.multi_line:
         form = "cells"
-    groups: dict[tuple[bool, tuple[str, ...], str], list[SourceFile]] = {}
+    if format in ("parquet", "images"):
+        named = next((file.path for file in files if has_colon(file)), None)
+        if named:
+            raise InputError(f"{named}: Hadoop takes a colon in a file's name for the end of a URL's scheme",
+                             next_step="give the file another name")  # fmt: skip
+    groups: dict[tuple[bool, tuple[str, ...], tuple[str, ...]], list[SourceFile]] = {}
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         headers = pool.map(lambda file: _header(format, file, contract, settings), files)
         for file, (header, kinds) in zip(files, headers, strict=True):
             streamed = format in ("csv", "json") and is_streamed(file, contract.dialect, format)
             groups.setdefault((streamed, header, kinds), []).append(file)
-    return [FileGroup(format, form, tuple(members), streamed, header, base) for (streamed, header, _), members in groups.items()]
+    return [FileGroup(format, form, tuple(members), streamed, header, base, kinds)
+            for (streamed, header, kinds), members in groups.items()]  # fmt: skip
 
 
-def _header(format: str, file: SourceFile, contract: Contract, settings: StorageSettings) -> tuple[tuple[str, ...], str]:
+def _header(
+    format: str, file: SourceFile, contract: Contract, settings: StorageSettings
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of a file's columns, and of Parquet their kinds."""
     if format == "csv":
-        return read_header(file, contract.dialect, settings), ""
+        return read_header(file, contract.dialect, settings), ()
     if format == "parquet":
         storage = file_storage(file.path, file.uri, settings)
         try:
@@ -71,8 +85,8 @@ def _header(format: str, file: SourceFile, contract: Contract, settings: Storage
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file.path} cannot be read as Parquet: {str(error).splitlines()[0]}",
                              next_step="write the file again, or take it out of the recipe's files") from None  # fmt: skip
-        return tuple(schema.names), str(schema.types)
-    return (), ""
+        return tuple(schema.names), tuple(map(str, schema.types))
+    return (), ()
 
 
 def read_rows(spark: SparkSession, group: FileGroup, contract: Contract, settings: StorageSettings) -> DataFrame:
@@ -85,8 +99,7 @@ def read_rows(spark: SparkSession, group: FileGroup, contract: Contract, setting
     if group.streamed:
         return _read_streams(spark, group, contract, settings)
     if group.format == "parquet":
-        columns = [quote_name(column.name) for column in contract.source_columns]
-        return spark.read.parquet(*uris).selectExpr(*columns, *PLACE, "_metadata.row_index AS _row")
+        return _read_parquet(spark, group, uris, contract)
     if group.format == "images":
         rows = spark.read.format("binaryFile").load(uris)
         relative = f"substring(path, {len(group.base) + 2})"
@@ -101,6 +114,23 @@ def read_rows(spark: SparkSession, group: FileGroup, contract: Contract, setting
     return lines.selectExpr(
         "_file", "_block", "_row", r"if(endswith(_text, '\r'), substring(_text, 1, length(_text) - 1), _text) AS _raw"
     )
+
+
+def _read_parquet(spark: SparkSession, group: FileGroup, uris: list[str], contract: Contract) -> DataFrame:
+    kinds = dict(zip(group.header, group.kinds, strict=True))
+    try:
+        # Where a writer left checksums of its pages, a flipped bit is an error, not another value.
+        rows = spark.read.option("parquet.page.verify-checksum.enabled", "true").parquet(*uris)
+        columns = []
+        for column in contract.source_columns:
+            held, name = rows.schema[column.name].dataType, F.col(quote_name(column.name))
+            if isinstance(held, T.LongType) and kinds[column.name].startswith("timestamp[ns"):
+                name = name.alias(column.name, metadata={NANOS: "utc" if "tz=" in kinds[column.name] else "local"})
+            columns.append(name)
+        return rows.select(*columns, *map(F.expr, PLACE), F.expr("_metadata.row_index AS _row"))
+    except AnalysisException as error:
+        text = f"{group.files[0].path} cannot be read by Spark: {str(error).splitlines()[0]}"
+        raise InputError(text, next_step="write the file again without that column, or in another type") from None
 
 
 def _read_streams(spark: SparkSession, group: FileGroup, contract: Contract, settings: StorageSettings) -> DataFrame:
@@ -139,10 +169,11 @@ def position_of_blocks(groups: list[FileGroup], blocks: list[Row]) -> list[tuple
 
 @contextmanager
 def named_errors(groups: list[FileGroup]) -> Iterator[None]:
-    """What Spark says of a file that it cannot read, as an InputError that names the file."""
+    """What Spark says of a file that it cannot read, as an InputError that names the file; of a full disk, as an error that says
+    so."""
     try:
         yield
-    except (PySparkException, AnalysisException) as error:
+    except (PySparkException, Py4JJavaError) as error:  # PySpark wraps some of Java's exceptions, and not those of tasks
         text = str(error)
         ours = re.search(r"lakering\.errors\.InputError: ([^\n]+)(?:\n +next: ([^\n]+))?", text)
         if ours:
@@ -151,8 +182,13 @@ def named_errors(groups: list[FileGroup]) -> Iterator[None]:
         named = re.search(r"(?:FAILED_READ_FILE|CANNOT_READ_FILE)[^\n]*?(file:|s3a:|hdfs:)([^\s\n]+)", text)
         if named:
             path = next((path for path in paths if unquote(named[2]).rstrip(".,'\"").endswith(path)), unquote(named[2]))
-            raise InputError(f"{path} cannot be read: {text.splitlines()[0][:300]}; nothing was written",
+            causes = re.findall(r"\nCaused by: [\w.$]+: ([^\n]+)", text) or [text.splitlines()[0]]
+            raise InputError(f"{path} cannot be read: {causes[-1][:300]}; nothing was written",
                              next_step="write the file again, or take it out of the recipe's files") from None  # fmt: skip
+        full = re.search("No space left on device|File too large|Disk quota exceeded", text)
+        if full:
+            text = f"Spark could not write: {full[0]}; what was not committed does not count"
+            raise LakeringError(text, next_step="make room in the lake and in Spark's local folder, then run again") from None
         raise
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -43,7 +42,13 @@ def is_utf8(encoding: str) -> bool:
 
 def is_streamed(file: SourceFile, dialect: Dialect, format: str) -> bool:
     """Whether a file must be read by one task; all others are cut into blocks by Spark."""
-    return compression_of(file.path) is not None or not is_utf8(dialect.encoding) or (format == "csv" and dialect.multi_line)
+    return (compression_of(file.path) is not None or not is_utf8(dialect.encoding) or has_colon(file)
+            or (format == "csv" and dialect.multi_line))  # fmt: skip
+
+
+def has_colon(file: SourceFile) -> bool:
+    """Whether Hadoop, which takes what stands before a colon for a URL's scheme, cannot open a file of this name."""
+    return ":" in file.path.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -61,31 +66,33 @@ class Stream:
         encoding = self.dialect.encoding
         if is_utf8(encoding):
             yield from _without_bom(_split(self._chunks()))
-        elif len("\n".encode(encoding)) == 1:
+        elif "\n".encode(encoding) == b"\n":
             for line in _split(self._chunks()):
                 try:
                     yield line.decode(encoding).encode()
-                except UnicodeDecodeError:
+                except UnicodeError:  # encoding too: UTF-7 can write half a character
                     yield line if not _is_utf8(line) else b"\xff" + line
         else:
             yield from _without_bom(_split(_transcoded(self._chunks(), encoding)))
 
     def records(self) -> Iterator[list[str]]:
         """CSV records, a quoted cell over several lines in one. Raises InputError for a quote that is never closed."""
-        dialect, last = self.dialect, 1
-        doubled = dialect.escape == dialect.quote
-        csv.field_size_limit(MAX_CELL_CHARS)
-        # Carriage returns are left in: inside a quoted cell they belong to it.
-        texts = (line.decode("utf-8", "surrogateescape") + "\n" for line in self.lines())
-        reader = csv.reader(texts, delimiter=dialect.delimiter, quotechar=dialect.quote, doublequote=doubled,
-                            escapechar=None if doubled else dialect.escape, strict=True)  # fmt: skip
+        first, last = 1, 0
+
+        def texts() -> Iterator[str]:
+            nonlocal last
+            for line in self.lines():
+                last += 1
+                # Carriage returns are left in: inside a quoted cell they belong to it.
+                yield line.decode("utf-8", "surrogateescape") + "\n"
+
         try:
-            for record in reader:
+            for record in _records(texts(), self.dialect):
                 yield record
-                last = reader.line_num + 1
+                first = last + 1
         except csv.Error as error:
             raise InputError(
-                f"{self.path}: the record that begins on line {last} cannot be read: {error}; nothing of the file was written",
+                f"{self.path}: the record that begins on line {first} cannot be read: {error}; nothing of the file was written",
                 next_step="mend the file: a quote is not closed, or stands inside a cell undoubled",
             ) from None
 
@@ -99,6 +106,44 @@ class Stream:
             what = f"cannot be read to its end as {kind}" if kind else "cannot be read"
             raise InputError(f"{self.path} {what}: {error}; nothing of it was written",
                              next_step="write the file again, or take it out of the recipe's files") from None  # fmt: skip
+
+
+def _records(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
+    """Records of lines that end in a line feed. Raises ``csv.Error`` for quotes that are not as CSV has them."""
+    if dialect.escape != dialect.quote:
+        return _escaped_records(lines, dialect.delimiter, dialect.quote, dialect.escape)
+    csv.field_size_limit(MAX_CELL_CHARS)
+    return csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote, strict=True)
+
+
+def _escaped_records(lines: Iterator[str], delimiter: str, quote: str, escape: str) -> Iterator[list[str]]:
+    """As Spark's reader has it, an escape counts within quotes alone, before a quote or an escape; elsewhere it is text. (The
+    csv module drops it wherever it stands.)"""
+    both = re.escape(quote) + re.escape(escape)
+    inside = re.compile(rf"(?:[^{both}]++|{re.escape(escape)}.)*+", re.DOTALL)
+    escaped = re.compile(rf"{re.escape(escape)}([{both}])")
+    for line in lines:
+        cells, at, end = [], 0, 0
+        while not end:
+            if line.startswith(quote, at):
+                close = inside.match(line, at + 1).end()  # type: ignore[union-attr]
+                while close == len(line):
+                    if len(line) - at > MAX_CELL_CHARS or (more := next(lines, None)) is None:
+                        raise csv.Error("unexpected end of data")
+                    line += more
+                    close = inside.match(line, close).end()  # type: ignore[union-attr]
+                cells.append(escaped.sub(r"\1", line[at + 1 : close]))
+                at = close + 1
+                if line[at:] in ("\n", "\r\n"):
+                    end = at
+                elif not line.startswith(delimiter, at):
+                    raise csv.Error(f"{delimiter!r} expected after {quote!r}")
+            else:
+                at, start = line.find(delimiter, at), at
+                end = 0 if at >= 0 else len(line)
+                cells.append(line[start:at] if at >= 0 else line[start:-1].removesuffix("\r"))
+            at += len(delimiter)
+        yield cells if len(cells) > 1 or cells[0].strip() or quote in line else []
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -115,8 +160,8 @@ def _transcoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     codecs.register_error("lakering.bad", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
     decoder = codecs.getincrementaldecoder(encoding)("lakering.bad")
     for chunk in chunks:
-        yield decoder.decode(chunk).encode("utf-8", "surrogateescape")
-    yield decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
+        yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
 
 
 def _without_bom(lines: Iterator[bytes]) -> Iterator[bytes]:
@@ -134,8 +179,9 @@ def _is_utf8(line: bytes) -> bool:
 
 def line_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
     """All lines but the first ``skip`` and blank ones, as ``LINES``; numbers count from 1."""
+    delimiter = stream.dialect.delimiter.encode()  # where it is a tab, a line of nothing else is a row
     numbered = ((number, line.removesuffix(b"\r")) for number, line in enumerate(stream.lines(), start=1)
-                if number > skip and line.strip())  # fmt: skip
+                if number > skip and (line.strip() or delimiter in line))  # fmt: skip
     for rows in _batches(numbered):
         numbers, lines = zip(*rows, strict=True)
         yield pa.record_batch([[stream.uri] * len(rows), numbers, lines], LINES)
@@ -144,7 +190,7 @@ def line_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
 def record_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
     """All records but the first ``skip`` and blank ones, as ``RECORDS``; numbers count from 1."""
     numbered = ((number, record) for number, record in enumerate(stream.records(), start=1)
-                if number > skip and any(cell.strip() for cell in record))  # fmt: skip
+                if number > skip and record and (len(record) > 1 or not record[0].isspace()))  # fmt: skip
     for rows in _batches(numbered):
         numbers = [number for number, _ in rows]
         cells = [[cell.encode("utf-8", "surrogateescape") for cell in record] for _, record in rows]
@@ -169,7 +215,11 @@ def read_header(file: SourceFile, dialect: Dialect, settings: StorageSettings) -
         names = next(stream.records(), [])
     else:
         line = next(stream.lines(), b"").removesuffix(b"\r").decode("utf-8", "surrogateescape")
-        names = next(csv.reader(io.StringIO(line), delimiter=dialect.delimiter, quotechar=dialect.quote), [])
+        try:
+            names = next(_records(iter([line + "\n"]), dialect), [])
+        except csv.Error as error:
+            reason = "lines end in a carriage return alone" if "\r" in line else str(error)
+            raise InputError(f"{file.path}: the header cannot be read: {reason}", next_step="write the file again") from None
     if any(re.search("[\udc80-\udcff]", name) for name in names):
         raise InputError(f"{file.path}: the header is not in {dialect.encoding}",
                          next_step="set the contract's custom property 'encoding'")  # fmt: skip

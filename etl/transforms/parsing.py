@@ -20,9 +20,13 @@ from schemas.expressions import quote_name
 
 #: What stands before the cells in every frame.
 PLACE = ("_file", "_block", "_row")
-#: The rule of a line that holds nothing; such rows are dropped, not refused.
+#: The rule of a line that holds nothing but space, and no delimiter; such rows are dropped, not refused.
 BLANK = "(blank)"
-NUL = "\\u0000"
+SPACES = " \t\v\f\r"
+STRICT_JSON = "map('allowSingleQuotes', 'false', 'allowNonNumericNumbers', 'false')"
+#: Half of a pair, such as \ud800 by itself, is no character; Spark would make a question mark of it.
+LONE_SURROGATE = r"""(contains(_raw, '\\ud') OR contains(_raw, '\\uD')) AND replace(_raw, '\\\\', '') RLIKE
+'(?<!\\\\u[dD][89abAB][0-9a-fA-F]{2})\\\\u[dD][c-fC-F]|\\\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\\\u[dD][c-fC-F])'"""
 
 
 def cell(name: str) -> str:
@@ -32,6 +36,11 @@ def cell(name: str) -> str:
 
 def kind(name: str) -> str:
     return f"_kind_{name}"
+
+
+def wrong(name: str) -> str:
+    """The column that says whether a value was not what its cell now holds (Parquet alone)."""
+    return f"_wrong_{name}"
 
 
 def compare_header(header: Sequence[str], contract: Contract) -> tuple[list[str], list[str]]:
@@ -44,13 +53,13 @@ def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...])
     """Takes lines (``_raw``) or records (``_cells``) of CSV apart, under a header in any order."""
     multi_line = "_cells" in rows.columns
     if multi_line:
-        utf8 = "NOT exists(_cells, c -> NOT is_valid_utf8(c))"
-        faults = [("utf8", f"NOT ({utf8})"), ("num_cells", f"size(_cells) <> {len(header)}")]
+        faults = [("utf8", "exists(_cells, c -> NOT is_valid_utf8(c))"), ("num_cells", f"size(_cells) <> {len(header)}")]
         rows = rows.withColumn("_raw", F.expr("to_json(transform(_cells, c -> make_valid_utf8(c)))"))
     else:
         rows = _split(rows, contract.dialect, len(header))
-        faults = [(BLANK, r"NOT _raw RLIKE '\\S'"), ("utf8", "NOT is_valid_utf8(_raw)"),
-                  ("quote", f"{_num_quotes(contract.dialect)} % 2 <> 0"),
+        something = f"[^{SPACES.replace(contract.dialect.delimiter, '')}]"
+        faults = [(BLANK, f"NOT _raw RLIKE {literal(something)}"), ("utf8", "NOT is_valid_utf8(_raw)"),
+                  ("quote", _misquoted(contract.dialect)),
                   ("num_cells", f"_corrupt IS NOT NULL OR size(_cells) <> {len(header)}")]  # fmt: skip
     tokens, cells = literals(contract.dialect.null_tokens), []
     for column in contract.source_columns:
@@ -62,11 +71,13 @@ def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...])
 
 def _split(lines: DataFrame, dialect: Dialect, num_cells: int) -> DataFrame:
     """Adds ``_cells`` and ``_corrupt``. Most lines hold no quote and are only cut; the others need Univocity's parser, which
-    fills a short line and cuts a long one without a word unless it is asked for the corrupt record."""
+    fills a short line and cuts a long one without a word unless it is asked for the corrupt record.
+
+    An escape counts within quotes alone, and before a quote or an escape: elsewhere it is text."""
     fields = [f"c{index}" for index in range(num_cells)]
     schema = ", ".join(f"{name} string" for name in [*fields, "corrupt"])
-    options = {"sep": dialect.delimiter, "quote": dialect.quote, "escape": dialect.escape, "mode": "PERMISSIVE",
-               "columnNameOfCorruptRecord": "corrupt", "emptyValue": "", "nullValue": "",
+    options = {"sep": dialect.delimiter.replace("\\", "\\\\"), "quote": dialect.quote, "escape": dialect.escape,
+               "mode": "PERMISSIVE", "columnNameOfCorruptRecord": "corrupt", "emptyValue": "", "nullValue": "",
                "maxCharsPerColumn": "-1", "unescapedQuoteHandling": "STOP_AT_DELIMITER"}  # fmt: skip
     parse = f"from_csv(_raw, {literal(schema)}, map({literals(part for pair in options.items() for part in pair)}))"
     quoted = lines.selectExpr("*", f"if(contains(_raw, {literal(dialect.quote)}), {parse}, NULL) AS _parsed")
@@ -77,13 +88,22 @@ def _split(lines: DataFrame, dialect: Dialect, num_cells: int) -> DataFrame:
     )
 
 
-def _num_quotes(dialect: Dialect) -> str:
-    """Quotes in the line, escaped ones left out where the escape is another character. Univocity takes a lone one as text."""
+def _misquoted(dialect: Dialect) -> str:
+    """Whether a line's quotes are not as CSV has them: round whole cells, closed, and inside them escaped. Univocity makes texts
+    of such lines. Outside of quoted cells an even number is let pass (5" x 4"): an odd one may be half of a record."""
+    delimiter, quote, escape = (re.escape(sign) for sign in (dialect.delimiter, dialect.quote, dialect.escape))
     text = "_raw"
-    if dialect.escape != dialect.quote:
+    if dialect.escape == dialect.quote:
+        inside = f"(?:[^{quote}]|{quote}{quote})*+"
+    else:
+        inside = rf"(?:[^{quote}{escape}]|{escape}[\s\S])*+"
         for escaped in (dialect.escape * 2, dialect.escape + dialect.quote):
             text = f"replace({text}, {literal(escaped)}, '')"
-    return f"(length({text}) - length(replace({text}, {literal(dialect.quote)}, '')))"
+    # Possessive throughout: Java's matcher would recurse on long cells otherwise, and overflow its stack.
+    a_cell = rf"(?:{quote}{inside}{quote}|(?:[^{quote}{delimiter}][^{delimiter}]*+)?+)(?={delimiter}|\z)"
+    whole = rf"\A{a_cell}(?:{delimiter}{a_cell})*+\z"
+    num_quotes = f"length({text}) - length(replace({text}, {literal(dialect.quote)}, ''))"
+    return f"contains(_raw, {literal(dialect.quote)}) AND (({num_quotes}) % 2 <> 0 OR NOT _raw RLIKE {literal(whole)})"
 
 
 def _first(faults: list[tuple[str, str]]) -> str:
@@ -96,8 +116,8 @@ def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
     array; null for null)."""
     # Spark's parser stops at the object's end and takes what follows for nothing. Wrapped in an array, what follows is an
     # error, unless it closes the array; then it is one in the other parse, which wraps the line in an object.
-    texts = "from_json(concat('[', _raw, ']'), 'array<map<string,string>>')"
-    kinds = "from_json(concat('{\"x\":', _raw, '}'), 'map<string,map<string,variant>>')['x']"
+    texts = f"from_json(concat('[', _raw, ']'), 'array<map<string,string>>', {STRICT_JSON})"
+    kinds = f"from_json(concat('{{\"x\":', _raw, '}}'), 'map<string,map<string,variant>>', {STRICT_JSON})['x']"
     is_object = r"_raw RLIKE '\\A\\s*\\{'"
     # A generator is a barrier: without it the optimizer would parse the line once for every cell that is taken out.
     objects = (
@@ -106,7 +126,8 @@ def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
     parsed = lines.selectExpr("*", objects).selectExpr("*", "if(size(objects) = 1, get(objects, 0), NULL) AS texts")
     known = f"array({literals(column.name for column in contract.source_columns)})"
     extra = f"array_except(map_keys(texts), {known})"
-    faults = [(BLANK, r"NOT _raw RLIKE '\\S'"), ("utf8", "NOT is_valid_utf8(_raw)"), ("json", "texts IS NULL OR kinds IS NULL"),
+    faults = [(BLANK, r"NOT _raw RLIKE '\\S'"), ("utf8", f"NOT is_valid_utf8(_raw) OR {LONE_SURROGATE}"),
+              ("json", "texts IS NULL OR kinds IS NULL"),
               ("repeated_key", "size(map_keys(texts)) <> size(array_distinct(map_keys(texts)))")]  # fmt: skip
     if contract.dialect.extra_columns == "refuse":
         faults.append(("extra_column", f"size({extra}) > 0"))
@@ -145,41 +166,68 @@ HOLDS: dict[str, tuple[type[T.DataType], ...]] = {
 }  # fmt: skip
 
 
+#: Metadata of a column of whole numbers that are nanoseconds, for which Spark has no type: "utc", or "local" without a zone.
+NANOS = "lakering.nanos"
 #: How values are written to be read again as they are: by default Spark cuts a timestamp's microseconds.
-EXACT_JSON = ("ignoreNullFields", "false", "timestampFormat", "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
-              "timestampNTZFormat", "yyyy-MM-dd'T'HH:mm:ss.SSSSSS")  # fmt: skip
+LOCAL_TEXT, INSTANT_TEXT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS", "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"
+EXACT_JSON = ("ignoreNullFields", "false", "timestampFormat", INSTANT_TEXT, "timestampNTZFormat", LOCAL_TEXT)
 
 
 def with_parquet_cells(rows: DataFrame, contract: Contract, path: str) -> DataFrame:
     """Columns by name. Numbers go through their text, like a cell's, so that one rule judges what they may be; other values
     stay as they are. Raises InputError for a column of another kind than the contract's."""
-    kinds = {field.name: field.dataType for field in rows.schema.fields}
+    fields = {field.name: field for field in rows.schema.fields}
     cells, texts = [], []
     for column in contract.source_columns:
-        held = kinds[column.name]
+        name, held = quote_name(column.name), fields[column.name].dataType
         element = held.elementType if isinstance(held, T.ArrayType) else held
+        nanos = fields[column.name].metadata.get(NANOS)
+        if nanos:
+            element = T.TimestampType() if nanos == "utc" else T.TimestampNTZType()
         is_array = column.type.startswith("array<")
         if is_array != isinstance(held, T.ArrayType) or not isinstance(element, HOLDS[column.type.split("(")[0]]):
             text = f"{path}: column '{column.name}' holds {held.simpleString()}, the contract says {column.type}"
             raise InputError(text, next_step=f"mend the file, or the contract {contract.document.path}")
-        name = quote_name(column.name)
-        cells.append(f"{_parquet_value(name, element, column.type, contract, path)} AS {quote_name(cell(column.name))}")
-        # A float's shortest text is not the double that it is.
-        widened = isinstance(element, T.FloatType) and column.type in ("double", "array<double>")
-        texts.append(f"CAST({name} AS {column.type}) AS {name}" if widened else name)
+        if isinstance(element, T.TimestampNTZType) and contract.dialect.timestamp_zone is None:
+            text = f"{path}: column '{column.name}' holds timestamps without a zone, and the contract names none"
+            raise InputError(text, next_step=f"set the custom property timestampZone of {contract.document.path}")
+        if column.type == "timestamp":
+            value, raw, fault = _parquet_timestamp(name, element, bool(nanos), contract.dialect.timestamp_zone)
+        else:
+            value, raw = _parquet_value(name, element, column.type)
+            fault = f"NOT is_valid_utf8({name})" if column.type == "string" else None
+        cells.append(f"{value} AS {quote_name(cell(column.name))}")
+        if fault:
+            cells.append(f"{fault} AS {quote_name(wrong(column.name))}")
+        texts.append(f"{raw} AS {name}")
     raw = f"to_json(struct({', '.join(texts)}), map({literals(EXACT_JSON)})) AS _raw"
     return rows.selectExpr(*PLACE, raw, "CAST(NULL AS STRING) AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
 
 
-def _parquet_value(name: str, element: T.DataType, wanted: str, contract: Contract, path: str) -> str:
-    if isinstance(element, T.TimestampNTZType):
-        zone = contract.dialect.timestamp_zone
-        if zone is None:
-            raise InputError(f"{path}: column {name} holds timestamps without a zone, and the contract {contract.document.path} "
-                             "names none", next_step="set its custom property timestampZone")  # fmt: skip
-        return f"to_utc_timestamp(CAST({name} AS TIMESTAMP), {literal(zone)})"
-    if isinstance(element, T.FloatType) and wanted == "double":
-        return f"CAST(CAST({name} AS DOUBLE) AS STRING)"
+def _parquet_value(name: str, element: T.DataType, wanted: str) -> tuple[str, str]:
+    """A cell, and how it is kept of a refused row."""
+    # A float's shortest text is not the double that it is.
+    widened = isinstance(element, T.FloatType) and wanted in ("double", "array<double>")
+    raw = f"CAST({name} AS {wanted})" if widened else name
     if wanted.startswith("array<"):
-        return f"transform({name}, e -> try_cast(e AS {wanted[6:-1]}))"
-    return f"CAST({name} AS STRING)" if isinstance(element, T.NumericType) else name
+        return f"transform({name}, e -> try_cast(e AS {wanted[6:-1]}))", raw
+    if isinstance(element, T.DecimalType) and wanted.startswith("decimal"):
+        fitted = f"try_cast({name} AS {wanted})"  # 1.2500 fits where two digits do
+        return f"if({fitted} = {name}, CAST({fitted} AS STRING), CAST({name} AS STRING))", raw
+    return f"CAST({raw} AS STRING)" if isinstance(element, T.NumericType) else name, raw
+
+
+def _parquet_timestamp(name: str, element: T.DataType, nanos: bool, zone: str | None) -> tuple[str, str, str | None]:
+    """An instant, how it is kept of a refused row, and the condition under which it is not what the file says."""
+    is_local = isinstance(element, T.TimestampNTZType)
+    moment, raw, faults = name, name, []
+    if nanos:
+        moment = f"timestamp_micros({name} div 1000)"
+        text = f"date_format({moment}, {literal(LOCAL_TEXT if is_local else INSTANT_TEXT)})"
+        raw = f"if({name} % 1000 = 0, {text}, CAST({name} AS STRING))"
+        faults.append(f"{name} % 1000 <> 0")
+    if is_local:
+        local, zone = f"CAST({moment} AS TIMESTAMP)", literal(zone)
+        moment = f"to_utc_timestamp({local}, {zone})"
+        faults.append(f"from_utc_timestamp({moment}, {zone}) <> {local}")  # an hour that a change of the clocks left out
+    return moment, raw, " OR ".join(faults) or None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from etl.transforms.parsing import PLACE, cell, kind
+from etl.transforms.parsing import PLACE, cell, kind, wrong
 from etl.transforms.sql import literal, literals
 from schemas import Column, Contract, Dialect, Rule
 from schemas.expressions import quote_name
@@ -25,6 +26,13 @@ INTEGERS = ("tinyint", "smallint", "int", "bigint")
 JSON_KINDS = {"boolean": "BOOLEAN", "string": "STRING", "date": "STRING", "timestamp": "STRING", "binary": "STRING"}
 JSON_NUMBER = r"^(BIGINT|DOUBLE|FLOAT|DECIMAL.*)$"
 MAX_VALUE_CHARS = 1000
+#: Beyond these years neither Python nor pandas holds a date, and every reader would stumble.
+YEARS = {"date": ("DATE '0001-01-01'", "DATE '9999-12-31'"),
+         "timestamp": ("TIMESTAMP '0001-01-01 00:00:00Z'", "TIMESTAMP '9999-12-31 23:59:59.999999Z'")}  # fmt: skip
+#: What Spark writes for a null in a partition's path, and the longest name that a file system takes.
+NULL_PARTITION, MAX_NAME_BYTES = "__HIVE_DEFAULT_PARTITION__", 255
+#: What is written as %XX in a partition's path.
+ESCAPED_IN_PATH = r"""[\x01-\x1f"#%'*/:=?\\\x7f{\[\]^]"""
 COMPARISONS = {"minimum": "<", "maximum": ">", "exclusiveMinimum": "<=", "exclusiveMaximum": ">="}
 
 
@@ -73,8 +81,11 @@ def _checks(column: Column, kinds: dict[str, str], partitions: bool) -> list[Che
     value = quote_name(column.name)
     held = kinds.get(cell(column.name))
     text = quote_name(cell(column.name)) if held == "string" else f"CAST({value} AS STRING)"
-    shown = "CAST(NULL AS STRING)" if column.type == "binary" or column.type.startswith("array<") else text
+    nothing = "CAST(NULL AS STRING)"
+    shown = nothing if column.type == "binary" or (column.type.startswith("array<") and held != "string") else text
     found = []
+    if wrong(column.name) in kinds:
+        found.append(("utf8" if column.type == "string" else "type", quote_name(wrong(column.name))))
     if column.derived is None and held == "string":
         if kind(column.name) in kinds:
             found.append(("type", f"{text} IS NOT NULL AND NOT {_is_json_kind(column)}"))
@@ -86,14 +97,24 @@ def _checks(column: Column, kinds: dict[str, str], partitions: bool) -> list[Che
         found.append(("shape", f"size({value}) <> {whole}"))
         finite = "" if column.type in ("array<int>", "array<bigint>") else " OR isnan(e) OR abs(e) = double('Infinity')"
         found.append(("type", f"exists({value}, e -> e IS NULL{finite})"))
+    if column.type in YEARS:
+        first, last = YEARS[column.type]
+        found.append(("type", f"{value} < {first} OR {value} > {last}"))
     if column.required:
         found.append(("null", f"{value} IS NULL"))
     if partitions and column.type == "string":
-        # In a partition's path, Spark writes an empty text as a null.
-        found.append(("null", f"{value} = ''"))
+        # In a partition's path, Spark writes an empty text as a null, and one that is written as a null is read as one.
+        found.append(("null", f"{value} IN ('', {literal(NULL_PARTITION)})"))
+        found.append(("partition", _unfit_for_path(column.name)))
     found += [(rule.name, _breaks(value, rule, column.type)) for rule in column.rules]
-    nothing = "CAST(NULL AS STRING)"
     return [Check(column.name, rule, condition, nothing if rule == "null" else shown) for rule, condition in found]
+
+
+def _unfit_for_path(name: str) -> str:
+    """Whether a text cannot be the name of a partition's folder: it holds a NUL, or is too long."""
+    value, room = quote_name(name), MAX_NAME_BYTES - len(name) - 1
+    in_path = f"regexp_replace({value}, {literal(ESCAPED_IN_PATH)}, '%00')"
+    return f"contains({value}, '\\0') OR (octet_length({value}) > {room // 3} AND octet_length({in_path}) > {room})"
 
 
 def _is_json_kind(column: Column) -> str:
@@ -135,26 +156,36 @@ def _typed(column: Column, kinds: dict[str, str], dialect: Dialect) -> str:
 def _timestamp(text: str, dialect: Dialect) -> str:
     """An instant. A text without a zone needs the contract's ``timestampZone``."""
     zone = literal(dialect.timestamp_zone)
+    moment = f"try_cast({text} AS TIMESTAMP)"
     if dialect.timestamp_format is not None:
         moment = f"try_to_timestamp({text}, {literal(dialect.timestamp_format)})"
-        return f"to_utc_timestamp({moment}, {zone})" if dialect.timestamp_zone else moment
-    moment = f"try_cast({text} AS TIMESTAMP)"
+    # Null for an hour that a change of the clocks left out: Java would take it for the next.
+    instant = (
+        f"if(from_utc_timestamp(to_utc_timestamp({moment}, {zone}), {zone}) = {moment}, to_utc_timestamp({moment}, {zone}), NULL)"
+    )
+    if dialect.timestamp_format is not None:
+        return instant if dialect.timestamp_zone else moment
     zoned = f"WHEN {text} RLIKE {literal(ZONED_TIMESTAMP)} THEN {moment}"
-    plain = f"WHEN {text} RLIKE {literal(PLAIN_TIMESTAMP)} THEN to_utc_timestamp({moment}, {zone})"
+    plain = f"WHEN {text} RLIKE {literal(PLAIN_TIMESTAMP)} THEN {instant}"
     return f"CASE {zoned} {plain if dialect.timestamp_zone else ''} END"
 
 
 def _breaks(value: str, rule: Rule, type_: str) -> str:
     """Whether a value breaks a rule; null (which ``required`` judges) breaks none."""
-    bound = literal(rule.argument) if rule.name != "validValues" else ""
     if rule.name in COMPARISONS:
-        return f"{value} {COMPARISONS[rule.name]} " + (f"{type_} {bound}" if type_ in ("date", "timestamp") else bound)
+        return f"{value} {COMPARISONS[rule.name]} {_bound(rule.argument, type_)}"
     if rule.name in ("minLength", "maxLength"):
-        return f"length({value}) {'<' if rule.name == 'minLength' else '>'} {bound}"
+        return f"length({value}) {'<' if rule.name == 'minLength' else '>'} {literal(rule.argument)}"
     if rule.name == "pattern":
         return f"NOT {value} RLIKE {_whole(rule.argument)}"
-    cast = f"{type_} " if type_ in ("date", "timestamp") else ""
-    return f"NOT {value} IN ({', '.join(cast + literal(v) for v in rule.argument)})"
+    return f"NOT {value} IN ({', '.join(_bound(argument, type_) for argument in rule.argument)})"
+
+
+def _bound(argument: Any, type_: str) -> str:
+    """A rule's value, as the column holds it: a float that was written as 0.1 is not above 0.1."""
+    if type_ in ("date", "timestamp"):
+        return f"{type_} {literal(argument)}"
+    return f"CAST({literal(argument)} AS FLOAT)" if type_ == "float" else literal(argument)
 
 
 def _whole(pattern: str) -> str:
@@ -162,9 +193,11 @@ def _whole(pattern: str) -> str:
 
 
 def pattern_probe(contract: Contract) -> str | None:
-    """A query that Spark refuses to plan when a pattern or the timestamp format means nothing to Java; None without any."""
+    """A query that fails when a pattern or the timestamp format means nothing to Java; None without any."""
     patterns = [rule.argument for column in contract.columns for rule in column.rules if rule.name == "pattern"]
     probes = [f"'' RLIKE {_whole(pattern)}" for pattern in patterns]
-    if contract.dialect.timestamp_format is not None:
-        probes.append(f"try_to_timestamp('2000-01-01', {literal(contract.dialect.timestamp_format)})")
+    if (written := contract.dialect.timestamp_format) is not None:
+        again = f"try_to_timestamp(date_format(TIMESTAMP '2001-02-03 16:05:06', {literal(written)}), {literal(written)})"
+        day = f"coalesce(CAST({again} AS DATE) BETWEEN DATE '2001-02-02' AND DATE '2001-02-04', false)"
+        probes.append(f"assert_true({day}, {literal(f'timestampFormat {written!r} does not tell a day')})")
     return f"SELECT {', '.join(probes)}" if probes else None

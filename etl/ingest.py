@@ -7,14 +7,16 @@ killed anywhere is finished by running it again.
 from __future__ import annotations
 
 import datetime
+import logging
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from etl.parse import ParsedRows, Reasons, parsed_files
+from etl.parse import ParsedRows, Reasons, is_lost, parsed_files
 from etl.sources.files import SourceFile, folder_of, list_files, validate_unchanged
 from etl.sources.read import FileGroup, group_files, named_errors
 from etl.tables import Batch, Counts, foresee_rows, table_id, table_lock, write_quarantine, write_rows
@@ -27,7 +29,9 @@ from recipes import Recipe
 from recipes.settings import Source
 from schemas import Contract
 
+log = logging.getLogger(__name__)
 SAMPLE_OF_REFUSED = 1000
+ATTEMPTS = 3
 
 
 @dataclass
@@ -76,11 +80,23 @@ def ingest_table(
         for group in groups:
             _validate_header(group, contract, result)
         if groups:
-            with parsed_files(spark, groups, contract, lake.storage.settings) as parsed, named_errors(groups):
-                _ingest(spark, lake, contract, groups, parsed, now, dry_run, result)
+            _ingest_groups(spark, lake, contract, groups, now, dry_run, result)
         if groups and not dry_run:
             _write_progress(lake, contract, groups, result, now)
     return result
+
+
+def _ingest_groups(spark: SparkSession, lake: Lake, contract: Contract, groups: list[FileGroup], now: datetime.datetime,
+                   dry_run: bool, result: IngestResult) -> None:  # fmt: skip
+    """Each step can be repeated, so where an executor is lost with the rows that it kept, all of them are done again."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with parsed_files(spark, groups, contract, lake.storage.settings) as parsed, named_errors(groups):
+                return _ingest(spark, lake, contract, groups, parsed, now, dry_run, result)
+        except PySparkException as error:
+            if not is_lost(error) or attempt == ATTEMPTS - 1:
+                raise
+            log.warning("an executor was lost with rows that it had parsed; reading them again")
 
 
 def _list_sources(recipe: Recipe, contract: Contract, sources: tuple[Source, ...]) -> list[tuple[Source, list[SourceFile]]]:
@@ -132,6 +148,7 @@ def _ingest(spark: SparkSession, lake: Lake, contract: Contract, groups: list[Fi
             now: datetime.datetime, dry_run: bool, result: IngestResult) -> None:  # fmt: skip
     files = [file for group in groups for file in group.files]
     validate_unchanged(files, lake.storage.settings)
+    result.rows_refused, result.refused = 0, {}
     result.rows_read = parsed.reasons.total()
     _count_refused(result, Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)}))
     _validate_share(spark, lake, contract, parsed, result, now, dry_run)

@@ -1,4 +1,4 @@
-"""Rows of files under a contract: parsed, judged, counted and placed, read once and kept for all that comes after."""
+"""Rows of files under a contract: parsed, judged, counted and placed, read once."""
 
 from __future__ import annotations
 
@@ -51,22 +51,29 @@ class ParsedRows:
 def parsed_files(
     spark: SparkSession, groups: list[FileGroup], contract: Contract, settings: StorageSettings
 ) -> Iterator[ParsedRows]:
-    """The rows of files, cached while the block lasts. A single pass reads, parses, judges and counts them; line numbers, which
-    need the number of lines in the blocks before, are told from the counts.
+    """The rows of files, kept while the block lasts. A single pass reads, parses and judges them; line numbers, which need the
+    number of lines in the blocks before, are told from the counts.
 
     Raises InputError for a file that cannot be read, SettingError for a contract that Spark cannot carry out."""
     with named_errors(groups):
         parts = [
             parse(read_rows(spark, group, contract, settings), group, contract, number) for number, group in enumerate(groups)
         ]
-        cached = reduce(DataFrame.unionByName, parts).persist(StorageLevel.MEMORY_AND_DISK)
+        # Rows on the executors' disks, as they are: a columnar cache took longer to fill than the parsing. They go with their
+        # executor, so whoever uses them must be ready to begin again (``is_lost``).
+        kept = reduce(DataFrame.unionByName, parts).localCheckpoint(True, StorageLevel.DISK_ONLY)
         try:
-            tally = cached.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
+            tally = kept.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
                 F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip
             starts = position_of_blocks(groups, _blocks(tally))
-            yield ParsedRows(_placed(cached, starts, groups, contract), _reasons(tally, starts))
+            yield ParsedRows(_placed(kept, starts, groups, contract), _reasons(tally, starts))
         finally:
-            cached.unpersist()
+            kept._jdf.queryExecution().analyzed().rdd().unpersist(False)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that kept rows went with the executor that held them."""
+    return "CHECKPOINT_RDD_BLOCK_ID_NOT_FOUND" in str(error)
 
 
 def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0) -> DataFrame:
@@ -111,16 +118,16 @@ def _reasons(tally: list[Row], starts: list[tuple[str, int, int, int, str, int]]
     return +reasons
 
 
-def _placed(cached: DataFrame, starts: list[tuple[str, int, int, int, str, int]], groups: list[FileGroup],
+def _placed(kept: DataFrame, starts: list[tuple[str, int, int, int, str, int]], groups: list[FileGroup],
             contract: Contract) -> DataFrame:  # fmt: skip
-    places = F.broadcast(cached.sparkSession.createDataFrame(starts, STARTS))
+    places = F.broadcast(kept.sparkSession.createDataFrame(starts, STARTS))
     forms = f"get(array({literals(group.form for group in groups)}), _group) AS _form"
     # Of Parquet the columns that were read: a raw form without a column is not one that holds a null there.
     read = tuple(column.name for column in contract.source_columns)
     named = (read if group.format == "parquet" else group.header for group in groups)
     headers = (f"array({literals(header)})" if header else "CAST(NULL AS array<string>)" for header in named)
-    columns = [quote_name(name) for name in cached.columns if name not in ("_file", "_block", "_row", "_group")]
-    data = cached.join(places, ["_file", "_block"]).where(
+    columns = [quote_name(name) for name in kept.columns if name not in ("_file", "_block", "_row", "_group")]
+    data = kept.join(places, ["_file", "_block"]).where(
         f"_row - _offset >= _first AND (_refusal IS NULL OR _refusal.rule <> {literal(BLANK)})")  # fmt: skip
     return data.selectExpr(
         *columns,

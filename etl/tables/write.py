@@ -22,6 +22,7 @@ from schemas.expressions import quote_name
 
 #: Above this many touched partition values, the literals would outgrow what they save.
 MAX_LITERALS = 1000
+DATED = ("date", "timestamp")
 #: Of source, for each task that removes repeated keys and writes a file.
 BYTES_PER_TASK = 64 << 20
 USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
@@ -56,9 +57,9 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
     lock; elsewhere another writer's commit in between makes the merge run again. Raises BusyError when that has no end."""
     table = create_table(spark, lake, contract)
     before = table_version(lake, contract.table)[1]
-    values = _touched_partitions(batch.rows, contract)
+    values, repeated = _survey(batch.rows, contract)
     touched = _condition(values, contract, "old")
-    _merge(table, contract, batch, _winners(batch, contract, values), touched)
+    _merge(table, contract, batch, _winners(batch, contract, values, repeated), touched)
     inserted = _num_inserted(lake, contract, before, batch.id)
     if contract.repeated_key == "keep" and inserted == batch.num_rows:
         return Counts(written=inserted), None  # every row is there, so no key was twice and none was known
@@ -66,14 +67,33 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
     return judge(batch.rows, stored.alias("old").where(touched), contract)
 
 
-def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] | None) -> DataFrame:
+def _survey(rows: DataFrame, contract: Contract) -> tuple[list[tuple[object, ...]] | None, bool]:
+    """The values of the partition columns in a batch (None when there are too many, or no partitions), and whether a key may
+    stand in it twice."""
+    columns = [quote_name(name) for name in contract.partition_by]
+    hashed = rows.selectExpr(*columns, f"xxhash64({names(contract.key)}) AS _hash" if contract.key else "0 AS _hash")
+    each = hashed.groupBy(*columns, "_hash").count()
+    counted = each.groupBy(*columns).agg(F.max("count").alias("_count"))
+    # As texts, where Python's dates end earlier than Spark's.
+    dated = [f"CAST({c} AS STRING)" if contract.require(n, "it").type in DATED else c
+             for c, n in zip(columns, contract.partition_by, strict=True)]  # fmt: skip
+    found = counted.selectExpr(*dated, "_count").limit(MAX_LITERALS + 1).collect()
+    repeated = bool(contract.key) and any(row["_count"] > 1 for row in found)
+    if len(found) > MAX_LITERALS:
+        return None, bool(contract.key)
+    return [tuple(row)[:-1] for row in found] if columns else None, repeated
+
+
+def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] | None, repeated: bool) -> DataFrame:
     """Of each key the row that stands, shuffled once: by the table's partitions, each cut by the key's hash into tasks of
     bounded size. That brings rows of one key together, and each task writes few files."""
-    partitions = len(values) if values else 1
-    buckets = math.ceil(batch.num_bytes / partitions / BYTES_PER_TASK)
-    bucket = f"pmod(xxhash64({names(key_of(contract))}), {max(buckets, 1)}) AS _bucket"
-    spread = batch.rows.selectExpr("*", bucket).repartition(*map(quote_name, contract.partition_by), "_bucket")
-    return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket")).where("_rank = 1")
+    buckets = max(1, math.ceil(batch.num_bytes / (len(values) if values else 1) / BYTES_PER_TASK))
+    hashed = batch.rows.selectExpr("*", f"xxhash64({names(key_of(contract))}) AS _hash")
+    placed = hashed.selectExpr("*", f"pmod(_hash, {buckets}) AS _bucket")
+    spread = placed.repartition(*map(quote_name, contract.partition_by), "_bucket")
+    if not repeated:
+        return spread
+    return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket", "_hash")).where("_rank = 1")
 
 
 def _merge(table: DeltaTable, contract: Contract, batch: Batch, winners: DataFrame, touched: str) -> None:
@@ -125,22 +145,16 @@ def _same_key(contract: Contract, old: str, new: str) -> str:
     return " AND ".join(f"{old}.{quote_name(name)} = {new}.{quote_name(name)}" for name in key_of(contract))
 
 
-def _touched_partitions(rows: DataFrame, contract: Contract) -> list[tuple[object, ...]] | None:
-    """The values of the partition columns in a batch; None when there are too many, or no partitions."""
-    if not contract.partition_by:
-        return None
-    found = rows.selectExpr(*map(quote_name, contract.partition_by)).distinct().limit(MAX_LITERALS + 1).collect()
-    return None if len(found) > MAX_LITERALS else [tuple(row) for row in found]
-
-
 def _condition(values: list[tuple[object, ...]] | None, contract: Contract, alias: str) -> str:
     """Names partitions as literals: Delta prunes by nothing else; a join on the partition columns reads the whole table."""
     if values is None:
         return "true"
     columns = [f"{alias}.{quote_name(name)}" for name in contract.partition_by]
+    types = [contract.require(name, "partitioning").type for name in contract.partition_by]
+    typed = [[f"{t} {literal(v)}" if t in DATED else literal(v) for v, t in zip(value, types, strict=True)] for value in values]
     if len(columns) == 1:
-        return f"{columns[0]} IN ({', '.join(literal(value) for (value,) in values)})"
-    rows = (" AND ".join(f"{name} = {literal(v)}" for name, v in zip(columns, value, strict=True)) for value in values)
+        return f"{columns[0]} IN ({', '.join(value for (value,) in typed)})"
+    rows = (" AND ".join(f"{name} = {v}" for name, v in zip(columns, value, strict=True)) for value in typed)
     return "(" + " OR ".join(f"({row})" for row in rows) + ")"
 
 
@@ -176,9 +190,7 @@ def foresee_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Bat
     ranked = with_rank_in_key(batch.rows, contract)
     first = "first(_content_hash) OVER (PARTITION BY " + ", ".join(key) + " ORDER BY _rank) AS _first_hash"
     new = ranked.selectExpr(*ranked.columns, first).alias("new")
-    table = (
-        _stored(spark, lake, contract).alias("old").where(_condition(_touched_partitions(batch.rows, contract), contract, "old"))
-    )
+    table = _stored(spark, lake, contract).alias("old").where(_condition(_survey(batch.rows, contract)[0], contract, "old"))
     joined = new.join(table, F.expr(_same_key(contract, "old", "new")), "left")
     if contract.repeated_key == "replace":
         order = newest_last(contract)

@@ -23,9 +23,9 @@ def with_content_hash(rows: DataFrame, contract: Contract) -> DataFrame:
 
 
 def with_rank_in_key(rows: DataFrame, contract: Contract, within: tuple[str, ...] = ()) -> DataFrame:
-    """Adds ``_rank``: 1 for the row of its key that stands (``within`` are functions of the key, by which the rows may lie
-    together already). Of a ``keep`` table it is the lowest by source and position,
-    of a ``replace`` table the newest (``newest_last``)."""
+    """Adds ``_rank``: 1 for the row of its key that stands. Of a ``keep`` table it is the lowest by source and position, of a
+    ``replace`` table the newest (``newest_last``). ``within`` are functions of the key that rows are sorted by first: numbers
+    are compared faster than the key, and rows that lie together by them are not moved again."""
     if contract.repeated_key == "keep":
         order = [F.col("_source"), F.col("_position")]
     else:

@@ -30,10 +30,11 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
         now = datetime.datetime.now(datetime.UTC)
         result = IngestResult()
         try:
-            ingest_table(spark, recipe, contracts[name], table.sources, now=now, reread=args.reread, result=result)
+            ingest_table(spark, recipe, contracts[name], table.sources, now=now, reread=args.reread, dry_run=args.dry_run,
+                         result=result)  # fmt: skip
         finally:
             summary.add(name, **asdict(result))  # what was counted is told, though the table was refused
-    summary.add("lake", root=recipe.lake.storage.root)
+    summary.add("lake", root=recipe.lake.storage.root, **({"dry run": "nothing was written"} if args.dry_run else {}))
 
 
 def prepare(args: argparse.Namespace) -> tuple[Recipe, dict[str, Contract]]:
@@ -47,4 +48,5 @@ if __name__ == "__main__":
     parser = job_parser("Puts what the recipe's files hold into their tables; rows that break the contract into quarantine.")
     add_table_flag(parser)
     parser.add_argument("--reread", action="store_true", help="read files again that are in the table already, unchanged")
+    parser.add_argument("--dry-run", action="store_true", help="count what would be read, refused and written; write nothing")
     run_job(main, parser)

@@ -73,11 +73,11 @@ class Trips:
     def contract(self) -> Contract:
         return self.recipe("x").contract("trips")
 
-    def ingest(self, files: str, format: str = "csv", *more: str, reread: bool = False,
+    def ingest(self, files: str, format: str = "csv", *more: str, reread: bool = False, dry_run: bool = False,
                now: datetime.datetime = NOW) -> IngestResult:  # fmt: skip
         recipe = self.recipe(files, format, *more)
         result = ingest_table(self.spark, recipe, recipe.contract("trips"), recipe.settings.tables["trips"].sources,
-                              now=now, reread=reread)  # fmt: skip
+                              now=now, reread=reread, dry_run=dry_run)  # fmt: skip
         parts = (
             result.rows_written,
             result.rows_already_present,

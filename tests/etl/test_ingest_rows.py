@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from decimal import Decimal
 
 import pytest
@@ -267,3 +266,20 @@ def test_globs_leave_hidden_files_out_and_know_their_signs(tmp_path, pattern, fo
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     assert [file.path.rsplit("/", 1)[1] for file in list_files(f"{tmp_path}/{pattern}")] == found
+
+
+def test_a_dry_run_counts_what_an_ingest_then_does_and_writes_nothing(trips):
+    trips.csv(line(id="1"), line(id="2", fare="1"))
+    trips.write("b.csv", HEADER + "".join(text + "\n" for text in (
+        line(id="1"), line(id="2", fare="2"), line(id="3"), line(id="3"), line(id="4", zone="west"))))  # fmt: skip
+    before = sorted((path, path.stat().st_mtime_ns) for path in (trips.folder / "lake").rglob("*"))
+    dry = trips.ingest("b.csv", dry_run=True)
+    assert sorted((path, path.stat().st_mtime_ns) for path in (trips.folder / "lake").rglob("*")) == before
+    assert (dry.rows_written, dry.rows_already_present, dry.refused) == (1, 2, {"zone: validValues": 1, "day, id: conflict": 1})
+    assert trips.ingest("b.csv") == dry
+
+
+def test_a_dry_run_of_a_table_that_is_not_there_yet_makes_none(trips):
+    trips.write("a.csv", HEADER + line(id="1") + "\n")
+    assert trips.ingest("a.csv", dry_run=True).rows_written == 1
+    assert not (trips.folder / "lake").exists()

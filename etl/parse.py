@@ -13,6 +13,7 @@ from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
+from etl.session import session_settings
 from etl.sources.read import FileGroup, named_errors, position_of_blocks, read_rows
 from etl.transforms.parsing import BLANK, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
 from etl.transforms.provenance import with_content_hash
@@ -23,6 +24,7 @@ from schemas import Contract
 from schemas.expressions import quote_name
 
 STARTS = "_file string, _block bigint, _offset bigint, _first bigint, _source string, _modified bigint"
+TASKS_PER_CORE = 4
 Reasons = Counter[tuple[str | None, str | None]]
 
 
@@ -60,8 +62,10 @@ def parsed_files(
             parse(read_rows(spark, group, contract, settings), group, contract, number) for number, group in enumerate(groups)
         ]
         # Rows on the executors' disks, as they are: a columnar cache took longer to fill than the parsing. They go with their
-        # executor, so whoever uses them must be ready to begin again (``is_lost``).
-        kept = reduce(DataFrame.unionByName, parts).localCheckpoint(True, StorageLevel.DISK_ONLY)
+        # executor, so whoever uses them must be ready to begin again (``is_lost``). Small tasks, so that cores end together.
+        tasks = TASKS_PER_CORE * spark.sparkContext.defaultParallelism
+        with session_settings(spark, {"spark.sql.files.minPartitionNum": tasks}):
+            kept = reduce(DataFrame.unionByName, parts).localCheckpoint(True, StorageLevel.DISK_ONLY)
         try:
             tally = kept.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
                 F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip

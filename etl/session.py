@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pyspark.sql import SparkSession
@@ -45,3 +46,19 @@ def set_storage(spark: SparkSession, storage: StorageSettings) -> None:
     """Gives a session that is there already the settings of a recipe's storage."""
     for key, value in storage.for_spark().items():
         spark.conf.set(key.removeprefix("spark.hadoop."), value)
+
+
+@contextmanager
+def session_settings(spark: SparkSession, wanted: Mapping[str, str | int]) -> Iterator[None]:
+    """Settings of a session for a while; put back afterwards, on failure too."""
+    before = {name: spark.conf.get(name, None) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            spark.conf.set(name, str(value))
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                spark.conf.unset(name)
+            else:
+                spark.conf.set(name, old)

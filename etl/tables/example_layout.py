@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from etl.session import session_settings
 from etl.transforms.row_ids import ROW_ID
 from etl.transforms.splits import SPLIT, uniform
 from lakering.manifest import SPLITS
@@ -95,19 +95,3 @@ def _task_keys(spark: SparkSession, tasks: int) -> list[int]:
 def _row_width(rows: DataFrame, widths: Mapping[str, int]) -> int:
     fields = [field for field in rows.schema.fields if field.name != SPLIT]
     return sum(widths.get(field.name, 8 if isinstance(field.dataType, T.LongType) else 4) for field in fields)
-
-
-@contextmanager
-def session_settings(spark: SparkSession, wanted: Mapping[str, str | int]) -> Iterator[None]:
-    """Settings of a session for a while; put back afterwards, on failure too."""
-    before = {name: spark.conf.get(name, None) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            spark.conf.set(name, str(value))
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, old)

@@ -14,9 +14,10 @@ from pyspark.sql import types as T
 from etl.examples.build import Built, built_examples
 from etl.examples.kinds import arrow_rows
 from etl.examples.plan import Plan
+from etl.session import session_settings
 from etl.tables.delta import read_table
 from etl.tables.example_files import read_row_groups, validate_counts
-from etl.tables.example_layout import Layout, session_settings, write_keys, write_rows
+from etl.tables.example_layout import Layout, write_keys, write_rows
 from lakering.errors import StageError
 from lakering.lake import EXAMPLES, Lake
 from lakering.lock import storage_lock

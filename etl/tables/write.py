@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from etl.session import session_settings
 from etl.tables.delta import create_table, is_table, read_commits, spark_schema, table_version, validate_shape
 from etl.tables.retry import run_again_on_conflict
 from etl.transforms.provenance import key_of, newest_last, with_rank_in_key
@@ -109,22 +108,10 @@ def _merge(table: DeltaTable, contract: Contract, batch: Batch, winners: DataFra
         if contract.repeated_key == "replace":
             order = newest_last(contract)
             merge = merge.whenMatchedUpdateAll(f"struct({_of('new', order)}) > struct({_of('old', order)})")
-        with _settings(spark, {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}):
+        with session_settings(spark, {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}):
             merge.whenNotMatchedInsertAll().execute()
 
     run_again_on_conflict(run, f"table '{contract.table}'", spread=int(batch.id[:4], 16) / 0xFFFF)
-
-
-@contextmanager
-def _settings(spark: SparkSession, wanted: dict[str, str]) -> Iterator[None]:
-    before = {name: spark.conf.get(name, None) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            spark.conf.set(name, value)
-        yield
-    finally:
-        for name, old in before.items():
-            spark.conf.unset(name) if old is None else spark.conf.set(name, old)
 
 
 def _num_inserted(lake: Lake, contract: Contract, before: int, batch_id: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,3 +45,16 @@ def submit(spark_conf_dir: Path) -> Callable[..., subprocess.CompletedProcess[st
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A standalone Spark cluster of two workers on this machine."""
+    folder = tmp_path_factory.mktemp("cluster")
+    script = [sys.executable, str(ROOT / "scripts" / "cluster.py")]
+    started = subprocess.run([*script, "start", "--folder", str(folder)], capture_output=True, text=True, timeout=120)
+    assert started.returncode == 0, started.stderr
+    found = re.search(r"spark://\S+", started.stdout)
+    assert found
+    yield found[0]
+    subprocess.run([*script, "stop", "--folder", str(folder)], check=True, capture_output=True, timeout=60)

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +69,6 @@ def local(submit: Callable[..., Any], rides: Path, tmp_path_factory: pytest.Temp
     """The lake after all stages on local mode, training under spark-submit with two ranks."""
     lake = tmp_path_factory.mktemp("local") / "lake"
     return lake, run_stages(submit, rides, lake, *STAGES)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A standalone Spark cluster of two workers on this machine."""
-    folder = tmp_path_factory.mktemp("cluster")
-    script = [sys.executable, str(ROOT / "scripts" / "cluster.py")]
-    started = subprocess.run([*script, "start", "--folder", str(folder)], capture_output=True, text=True, timeout=120)
-    assert started.returncode == 0, started.stderr
-    found = re.search(r"spark://\S+", started.stdout)
-    assert found
-    yield found[0]
-    subprocess.run([*script, "stop", "--folder", str(folder)], check=True, capture_output=True, timeout=60)
 
 
 def test_every_row_is_accounted_for_from_the_files_to_the_report(local):

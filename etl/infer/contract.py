@@ -117,7 +117,8 @@ def _seen(column: Column) -> str:
     parts = []
     if column.low is not None:
         low, high = shown(str(column.low)), shown(str(column.high))
-        parts.append((low if low == high else f"{low} to {high}") + " characters" * (column.type == "string"))
+        unit = "" if column.type != "string" else " character" if high == "1" else " characters"
+        parts.append((low if low == high else f"{low} to {high}") + unit)
     if column.examples:
         examples = ", ".join(shown(text) for text in column.examples)
         parts.append(

@@ -29,6 +29,7 @@ from lakering.storage import StorageSettings
 from schemas import Contract
 from schemas.expressions import quote_name
 
+Likeness = tuple[bool, tuple[str, ...], tuple[str, ...]]
 EXACT = -1
 FOOTER_THREADS = 16
 PLACE = ("_metadata.file_path AS _file", "CAST(_metadata.file_block_start AS BIGINT) AS _block")
@@ -61,22 +62,20 @@ def group_files(
         if named:
             raise InputError(f"{named}: Hadoop takes a colon in a file's name for the end of a URL's scheme",
                              next_step="give the file another name")  # fmt: skip
-    groups: dict[tuple[bool, tuple[str, ...], tuple[str, ...]], list[SourceFile]] = {}
+    groups: dict[Likeness, list[SourceFile]] = {}
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        headers = pool.map(lambda file: _header(format, file, contract, settings), files)
-        for file, (header, kinds) in zip(files, headers, strict=True):
-            streamed = format in ("csv", "json") and is_streamed(file, contract.dialect, format)
-            groups.setdefault((streamed, header, kinds), []).append(file)
+        found = pool.map(lambda file: _likeness(format, file, contract, settings), files)
+        for file, likeness in zip(files, found, strict=True):
+            groups.setdefault(likeness, []).append(file)
     return [FileGroup(format, form, tuple(members), streamed, header, base, kinds)
             for (streamed, header, kinds), members in groups.items()]  # fmt: skip
 
 
-def _header(
-    format: str, file: SourceFile, contract: Contract, settings: StorageSettings
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of a file's columns, and of Parquet their kinds."""
+def _likeness(format: str, file: SourceFile, contract: Contract, settings: StorageSettings) -> Likeness:
+    """Whether a file is read as a stream, the names of its columns, and of Parquet their kinds."""
+    streamed = format in ("csv", "json") and is_streamed(file, contract.dialect, format, settings)
     if format == "csv":
-        return read_header(file, contract.dialect, settings), ()
+        return streamed, read_header(file, contract.dialect, settings), ()
     if format == "parquet":
         storage = file_storage(file.path, file.uri, settings)
         try:
@@ -85,8 +84,8 @@ def _header(
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file.path} cannot be read as Parquet: {str(error).splitlines()[0]}",
                              next_step="write the file again, or take it out of the recipe's files") from None  # fmt: skip
-        return tuple(schema.names), tuple(map(str, schema.types))
-    return (), ()
+        return streamed, tuple(schema.names), tuple(map(str, schema.types))
+    return streamed, (), ()
 
 
 def read_rows(spark: SparkSession, group: FileGroup, contract: Contract, settings: StorageSettings) -> DataFrame:
@@ -105,15 +104,11 @@ def read_rows(spark: SparkSession, group: FileGroup, contract: Contract, setting
         relative = f"substring(path, {len(group.base) + 2})"
         return rows.selectExpr(*PLACE, "monotonically_increasing_id() AS _row", f"{relative} AS _path", "content AS _content")
     # The text source keeps bytes as they are (the CSV source turns invalid UTF-8 into U+FFFD). It knows no line numbers.
-    text = "value"
-    if group.format == "json":
-        text = "if(_metadata.file_block_start = 0 AND startswith(value, '\\uFEFF'), substring(value, 2), value)"
-    # By substring, which works on bytes: a regular expression would turn invalid UTF-8 into U+FFFD.
+    # A carriage return goes as a byte: of a text, a broken character before it would go too.
+    cut = "CAST(substring(CAST(value AS BINARY), 1, octet_length(value) - 1) AS STRING)"
     lines = spark.read.option("lineSep", "\n").text(uris)
-    lines = lines.selectExpr(*PLACE, "monotonically_increasing_id() AS _row", f"{text} AS _text")
-    return lines.selectExpr(
-        "_file", "_block", "_row", r"if(endswith(_text, '\r'), substring(_text, 1, length(_text) - 1), _text) AS _raw"
-    )
+    raw = rf"if(endswith(value, '\r'), {cut}, value) AS _raw"
+    return lines.selectExpr(*PLACE, "monotonically_increasing_id() AS _row", raw)
 
 
 def _read_parquet(spark: SparkSession, group: FileGroup, uris: list[str], contract: Contract) -> DataFrame:

@@ -25,7 +25,8 @@ CHUNK_BYTES = 4 << 20
 BATCH_ROWS = 16_384
 #: Above this many characters a cell is taken for the rest of a file behind an unclosed quote.
 MAX_CELL_CHARS = 64 << 20
-BOM = "\ufeff"
+BOM = "\ufeff".encode()
+SPACES = " \t\v\f\r"
 Row = TypeVar("Row")
 
 LINES = pa.schema([("_file", pa.string()), ("_row", pa.int64()), ("_raw", pa.binary())])
@@ -40,10 +41,13 @@ def is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name == "utf-8"
 
 
-def is_streamed(file: SourceFile, dialect: Dialect, format: str) -> bool:
-    """Whether a file must be read by one task; all others are cut into blocks by Spark."""
-    return (compression_of(file.path) is not None or not is_utf8(dialect.encoding) or has_colon(file)
-            or (format == "csv" and dialect.multi_line))  # fmt: skip
+def is_streamed(file: SourceFile, dialect: Dialect, format: str, settings: StorageSettings) -> bool:
+    """Whether a file must be read by one task; all others are cut into blocks by Spark. Of CSV, a BOM goes with the header."""
+    if compression_of(file.path) is not None or not is_utf8(dialect.encoding) or has_colon(file):
+        return True
+    if format == "csv":
+        return dialect.multi_line
+    return next(Stream(file.path, file.uri, dialect, settings).chunks(len(BOM)), b"") == BOM
 
 
 def has_colon(file: SourceFile) -> bool:
@@ -65,15 +69,15 @@ class Stream:
         that UTF-8 never holds."""
         encoding = self.dialect.encoding
         if is_utf8(encoding):
-            yield from _without_bom(_split(self._chunks()))
+            yield from _without_bom(_split(self.chunks()))
         elif "\n".encode(encoding) == b"\n":
-            for line in _split(self._chunks()):
+            for line in _split(self.chunks()):
                 try:
                     yield line.decode(encoding).encode()
                 except UnicodeError:  # encoding too: UTF-7 can write half a character
                     yield line if not _is_utf8(line) else b"\xff" + line
         else:
-            yield from _without_bom(_split(_transcoded(self._chunks(), encoding)))
+            yield from _without_bom(_split(_transcoded(self.chunks(), encoding)))
 
     def records(self) -> Iterator[list[str]]:
         """CSV records, a quoted cell over several lines in one. Raises InputError for a quote that is never closed."""
@@ -96,11 +100,12 @@ class Stream:
                 next_step="mend the file: a quote is not closed, or stands inside a cell undoubled",
             ) from None
 
-    def _chunks(self) -> Iterator[bytes]:
+    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """The file's bytes, decompressed. Raises InputError for one that cannot be read to its end."""
         storage, kind = file_storage(self.path, self.uri, self.settings), compression_of(self.path)
         try:
             with storage.filesystem.open_input_stream(storage.path(), compression=kind) as stream:
-                while chunk := stream.read(CHUNK_BYTES):
+                while chunk := stream.read(size):
                     yield chunk
         except (OSError, EOFError) as error:
             what = f"cannot be read to its end as {kind}" if kind else "cannot be read"
@@ -143,7 +148,7 @@ def _escaped_records(lines: Iterator[str], delimiter: str, quote: str, escape: s
                 end = 0 if at >= 0 else len(line)
                 cells.append(line[start:at] if at >= 0 else line[start:-1].removesuffix("\r"))
             at += len(delimiter)
-        yield cells if len(cells) > 1 or cells[0].strip() or quote in line else []
+        yield cells if len(cells) > 1 or cells[0].strip(SPACES) or quote in line else []
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -166,7 +171,7 @@ def _transcoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 def _without_bom(lines: Iterator[bytes]) -> Iterator[bytes]:
     for number, line in enumerate(lines):
-        yield line.removeprefix(BOM.encode()) if number == 0 else line
+        yield line.removeprefix(BOM) if number == 0 else line
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -190,7 +195,7 @@ def line_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
 def record_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
     """All records but the first ``skip`` and blank ones, as ``RECORDS``; numbers count from 1."""
     numbered = ((number, record) for number, record in enumerate(stream.records(), start=1)
-                if number > skip and record and (len(record) > 1 or not record[0].isspace()))  # fmt: skip
+                if number > skip and record and (len(record) > 1 or not record[0] or record[0].strip(SPACES)))  # fmt: skip
     for rows in _batches(numbered):
         numbers = [number for number, _ in rows]
         cells = [[cell.encode("utf-8", "surrogateescape") for cell in record] for _, record in rows]

@@ -73,8 +73,8 @@ def orders(first: int, count: int) -> Rows:
 def write_orders(folder: Path) -> None:
     """Of each kind of file one; the plain one is larger than a block, as the cluster is told to cut it."""
     folder.mkdir()
-    for name, first, count, compress in (("a.csv", 0, 2000, bytes), ("b.csv.gz", 2000, 100, gzip.compress),
-                                         ("c.csv.bz2", 2100, 100, bz2.compress)):  # fmt: skip
+    pack: dict[str, Callable[[bytes], bytes]] = {"a.csv": bytes, "b.csv.gz": gzip.compress, "c.csv.bz2": bz2.compress}
+    for (name, compress), first, count in zip(pack.items(), (0, 2000, 2100), (2000, 100, 100), strict=True):
         lines = ["zone;fare;at;id", *(";".join([r["zone"], r["fare"], r["at"], str(r["id"])]) for r in orders(first, count))]
         (folder / name).write_bytes(compress("\n".join(lines).encode() + b"\n"))
     with pa.output_stream(str(folder / "d.jsonl.zst"), compression="zstd") as stream:
@@ -88,16 +88,15 @@ def data(tmp_path: Path) -> Path:
     """Files of every kind, their contracts and the recipe."""
     write_orders(tmp_path / "orders")
     for name, content in {
-        "notes/a.csv": 'note,id\r\n"one\r\n""line""\ntwo",1\r\n\r\nthree,2\r\n"longer\nthan the contract takes",3\r\n',
-        "notes/b.csv.gz": 'id,note\n4,"\n"\n5,\n',
+        "notes/a.csv": b'note,id\r\n"one\r\n""line""\ntwo",1\r\n\r\nthree,2\r\n"longer\nthan the contract takes",3\r\n',
+        "notes/b.csv.gz": gzip.compress(b'id,note\n4,"\n"\n5,\n'),
         "photos/x/red.png": PNG + b"red",
         "photos/blue.jpg": JPEG + b"blue",
         "photos/read.me": b"no image",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = content.encode() if isinstance(content, str) else content
-        path.write_bytes(gzip.compress(held) if name.endswith(".gz") else held)
+        path.write_bytes(content)
     for name, table in {"orders": ORDERS, "notes": NOTES, "photos": PHOTOS}.items():
         (tmp_path / f"{name}.yaml").write_text(HEAD.format(name=name) + table)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

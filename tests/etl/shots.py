@@ -86,7 +86,10 @@ def frames_of(spark: SparkSession, plan: Plan, rows: Mapping[str, Rows]) -> dict
     frames = {}
     for name, contract in plan.contracts.items():
         schema = T.StructType([T.StructField(field.name, field.dataType) for field in spark_schema(contract)])
-        whole = [{"_source": "f", "_position": i, "_content_hash": b"", **row} for i, row in enumerate(rows.get(name, []))]
+        whole = [
+            {"_source": "f", "_position": i, "_content_hash": b"", "_modified": 0, **row}
+            for i, row in enumerate(rows.get(name, []))
+        ]
         frames[name] = spark.createDataFrame([tuple(row.get(column) for column in schema.names) for row in whole], schema)
     return frames
 

@@ -87,7 +87,7 @@ def _contract(name: str, properties: dict[str, Any], columns: dict[str, tuple[st
 def frame(spark: SparkSession, folder: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> DataFrame:
     """A table of the world; what a row leaves out is null."""
     schema = spark_schema(read_contract(folder / f"{table}.yaml"))
-    whole = [{"_source": "f", "_position": i, "_content_hash": b"", **row} for i, row in enumerate(rows)]
+    whole = [{"_source": "f", "_position": i, "_content_hash": b"", "_modified": 0, **row} for i, row in enumerate(rows)]
     nullable = T.StructType([T.StructField(field.name, field.dataType) for field in schema])
     return spark.createDataFrame([tuple(row.get(name) for name in schema.names) for row in whole], nullable)
 

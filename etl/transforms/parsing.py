@@ -56,54 +56,53 @@ def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...])
         faults = [("utf8", "exists(_cells, c -> NOT is_valid_utf8(c))"), ("num_cells", f"size(_cells) <> {len(header)}")]
         rows = rows.withColumn("_raw", F.expr("to_json(transform(_cells, c -> make_valid_utf8(c)))"))
     else:
-        rows = _split(rows, contract.dialect, len(header))
+        rows = _split(rows, contract.dialect)
         something = f"[^{SPACES.replace(contract.dialect.delimiter, '')}]"
         faults = [(BLANK, f"NOT _raw RLIKE {literal(something)}"), ("utf8", "NOT is_valid_utf8(_raw)"),
-                  ("quote", _misquoted(contract.dialect)),
-                  ("num_cells", f"_corrupt IS NOT NULL OR size(_cells) <> {len(header)}")]  # fmt: skip
+                  ("quote", "_misquoted"), ("num_cells", f"size(_cells) <> {len(header)}")]  # fmt: skip
     tokens, cells = literals(contract.dialect.null_tokens), []
     for column in contract.source_columns:
         text = f"coalesce(get(_cells, {header.index(column.name)}), '')"
+        text = text if multi_line else _unquoted(text, contract.dialect)
         value = f"if({text} IN ({tokens}), NULL, {text})" if tokens else text
         cells.append(f"{value} AS {quote_name(cell(column.name))}")
     return rows.selectExpr(*PLACE, "_raw", f"{_first(faults)} AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
 
 
-def _split(lines: DataFrame, dialect: Dialect, num_cells: int) -> DataFrame:
-    """Adds ``_cells`` and ``_corrupt``. Most lines hold no quote and are only cut; the others need Univocity's parser, which
-    fills a short line and cuts a long one without a word unless it is asked for the corrupt record.
+def _split(lines: DataFrame, dialect: Dialect) -> DataFrame:
+    """Adds ``_cells`` as they are written, and ``_misquoted``: whether the quotes are not as CSV has them, round whole cells,
+    closed, and inside them escaped. Outside of quoted cells an even number is let pass (5" x 4"); an odd one may be half of a
+    record.
 
-    An escape counts within quotes alone, and before a quote or an escape: elsewhere it is text."""
-    fields = [f"c{index}" for index in range(num_cells)]
-    schema = ", ".join(f"{name} string" for name in [*fields, "corrupt"])
-    options = {"sep": dialect.delimiter.replace("\\", "\\\\"), "quote": dialect.quote, "escape": dialect.escape,
-               "mode": "PERMISSIVE", "columnNameOfCorruptRecord": "corrupt", "emptyValue": "", "nullValue": "",
-               "maxCharsPerColumn": "-1", "unescapedQuoteHandling": "STOP_AT_DELIMITER"}  # fmt: skip
-    parse = f"from_csv(_raw, {literal(schema)}, map({literals(part for pair in options.items() for part in pair)}))"
-    quoted = lines.selectExpr("*", f"if(contains(_raw, {literal(dialect.quote)}), {parse}, NULL) AS _parsed")
-    cut = f"split(_raw, {literal(re.escape(dialect.delimiter))}, -1)"
-    parsed = ", ".join(f"_parsed.{name}" for name in fields)
-    return quoted.selectExpr(
-        *PLACE, "_raw", f"if(_parsed IS NULL, {cut}, array({parsed})) AS _cells", "_parsed.corrupt AS _corrupt"
-    )
-
-
-def _misquoted(dialect: Dialect) -> str:
-    """Whether a line's quotes are not as CSV has them: round whole cells, closed, and inside them escaped. Univocity makes texts
-    of such lines. Outside of quoted cells an even number is let pass (5" x 4"): an odd one may be half of a record."""
+    An escape counts within quotes alone, and before a quote or an escape; elsewhere it is text. Most lines hold no quote and
+    are only cut. (Spark's own parser makes texts of broken quotes, and loses NULs and U+FFFF.)"""
     delimiter, quote, escape = (re.escape(sign) for sign in (dialect.delimiter, dialect.quote, dialect.escape))
-    text = "_raw"
-    if dialect.escape == dialect.quote:
-        inside = f"(?:[^{quote}]|{quote}{quote})*+"
-    else:
-        inside = rf"(?:[^{quote}{escape}]|{escape}[\s\S])*+"
-        for escaped in (dialect.escape * 2, dialect.escape + dialect.quote):
-            text = f"replace({text}, {literal(escaped)}, '')"
     # Possessive throughout: Java's matcher would recurse on long cells otherwise, and overflow its stack.
-    a_cell = rf"(?:{quote}{inside}{quote}|(?:[^{quote}{delimiter}][^{delimiter}]*+)?+)(?={delimiter}|\z)"
-    whole = rf"\A{a_cell}(?:{delimiter}{a_cell})*+\z"
-    num_quotes = f"length({text}) - length(replace({text}, {literal(dialect.quote)}, ''))"
-    return f"contains(_raw, {literal(dialect.quote)}) AND (({num_quotes}) % 2 <> 0 OR NOT _raw RLIKE {literal(whole)})"
+    if dialect.escape == dialect.quote:
+        inside = f"[^{quote}]*+(?:{quote}{quote}[^{quote}]*+)*+"
+        bare = "_raw"
+    else:
+        inside = rf"[^{quote}{escape}]*+(?:{escape}[\s\S][^{quote}{escape}]*+)*+"
+        bare = f"replace(replace(_raw, {literal(dialect.escape * 2)}, ''), {literal(dialect.escape + dialect.quote)}, '')"
+    a_cell = rf"\G({quote}{inside}{quote}|(?:[^{quote}{delimiter}][^{delimiter}]*+)?+){delimiter}"
+    tokens = f"regexp_extract_all(concat(_raw, {literal(dialect.delimiter)}), {literal(a_cell)}, 1)"
+    cut = f"split(_raw, {literal(re.escape(dialect.delimiter))}, -1)"
+    is_broken = f"array_join(_tokens, {literal(dialect.delimiter)}) <> _raw"
+    is_odd = f"(length({bare}) - length(replace({bare}, {literal(dialect.quote)}, ''))) % 2 <> 0"
+    quoted = lines.selectExpr("*", f"if(contains(_raw, {literal(dialect.quote)}), {tokens}, NULL) AS _tokens")
+    return quoted.selectExpr(*PLACE, "_raw", f"if(_tokens IS NULL, {cut}, _tokens) AS _cells",
+                             f"_tokens IS NOT NULL AND ({is_broken} OR {is_odd}) AS _misquoted")  # fmt: skip
+
+
+def _unquoted(written: str, dialect: Dialect) -> str:
+    """What a cell says, as a single expression: an array's ``transform`` would keep the whole step from being compiled."""
+    inside, quote = f"substring({written}, 2, length({written}) - 2)", literal(dialect.quote)
+    if dialect.escape == dialect.quote:
+        inside = f"replace({inside}, {literal(dialect.quote * 2)}, {quote})"
+    else:
+        escaped = f"{re.escape(dialect.escape)}([{re.escape(dialect.quote)}{re.escape(dialect.escape)}])"
+        inside = f"regexp_replace({inside}, {literal(escaped)}, '$1')"
+    return f"if(startswith({written}, {quote}), {inside}, {written})"
 
 
 def _first(faults: list[tuple[str, str]]) -> str:

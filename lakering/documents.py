@@ -189,8 +189,11 @@ def _plain(node: yaml.Node, at: Path_, lines: dict[Path_, int], file: Path,
         raise SettingError(f"{where}: {node.value[:100]!r} is not a number; write a text in quotes") from None
     if not isinstance(value, str):
         return value
-    if NO_CHARACTER.search(value):
-        raise SettingError(f"{where}: {value[:100]!r} holds half of a character")
+    if NO_CHARACTER.search(value):  # as JSON writes a character beyond U+FFFF: in two halves
+        try:
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise SettingError(f"{where}: {value[:100]!r} holds half of a character") from None
     return _filled(value, variables, where) if variables is not None else value
 
 

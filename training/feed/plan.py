@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from training.feed.random import random_keys as _random_keys
+
 Ints = npt.NDArray[np.int64]
 MAX_DEFAULT_LANES = 1024
 
@@ -145,19 +147,3 @@ def reads(window: Window, first: int, last: int) -> Iterator[tuple[int, int, int
             return
         if high > max(low, first):
             yield int(window.row_groups[i]), max(first, low) - low, min(last, high) - low
-
-
-def _random_keys(*parts: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """64 random bits for each combination of the (broadcast) parts: SplitMix64's finaliser, folded over them.
-
-    Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014). Unlike a generator of numpy it is
-    evaluated for all lanes at once, and no release of numpy can change it."""
-    key = np.zeros((), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            key = key ^ np.asarray(part, dtype=np.int64).astype(np.uint64)
-            key = key + np.uint64(0x9E3779B97F4A7C15)
-            key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            key = key ^ (key >> np.uint64(31))
-    return np.array(key)

@@ -1,0 +1,247 @@
+"""Who takes part in benchmarks/feed.py: each goes once over a table and tells its time, and what it handed on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from benchmarks.feed_child import NUM_ROW_GROUPS, build_feed
+from benchmarks.feed_table import Table, Tally, Work, flights, wide, write_many_row_groups, write_table
+from recipes.settings import Training
+from training.distributed import World
+from training.feed import Batch
+from training.models import ModelColumns, build_model
+from training.optimizers import Optimizer
+from training.step import Step
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 4096
+#: What goes row by row gets fewer rows: its speed does not depend on their number.
+FEW_ROWS = 131_072
+STEP_BATCH, STEP_ROWS = 1024, 300_000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """``cpu_seconds`` are of all threads, and of all processes where there are several. ``peak_mib`` is measured where
+    a process of its own did the work."""
+
+    rows: int
+    seconds: float
+    cpu_seconds: float
+    steps: int = 0
+    peak_mib: float | None = None
+
+
+class Contestants:
+    """Each method that takes ``whole`` is a contestant: it asserts that it handed on what was written, in an untimed
+    turn (``whole``) the bits of every column. What it needs is made, untimed, when it first asks for it."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self._folder, self._num_rows = folder, rows
+        self._epochs = itertools.count()
+        self._children: dict[tuple[int, int], subprocess.Popen[str]] = {}
+
+    def run(self, name: str, *, whole: bool) -> Turn:
+        contestant: Callable[..., Turn] = getattr(self, name)
+        return contestant(whole=whole)
+
+    def close(self) -> None:
+        for child in self._children.values():
+            child.stdin.close()  # type: ignore[union-attr]
+            child.wait()
+
+    # One process, the wide table
+
+    def scan(self, *, whole: bool) -> Turn:
+        """The limit: one thread of pyarrow, row group by row group."""
+        table = self._table
+        columns = build_feed(table.lake, table.manifest, BATCH).columns
+
+        def run(tally: Tally) -> None:
+            for path in table.files:
+                file = pq.ParquetFile(path)
+                for index in range(file.num_row_groups):
+                    found = file.read_row_group(index, columns=columns, use_threads=False)
+                    cells = (found.column(name).to_numpy() for name in table.features)
+                    tally.add(cells, found.column(table.manifest.label).to_numpy())
+
+        return _timed(table, run, whole)
+
+    def feed(self, *, whole: bool) -> Turn:
+        """Ours, nothing cached: shuffled batches as tensors."""
+        return self._feed(self._table, whole)
+
+    def _feed(self, table: Table, whole: bool) -> Turn:
+        feed, epoch = build_feed(table.lake, table.manifest, BATCH), next(self._epochs)
+
+        def run(tally: Tally) -> None:
+            with closing(feed.epoch(epoch)) as batches:
+                for batch in batches:
+                    floats, ids, label = tensors_of(batch)
+                    tally.add((floats.numpy(), ids.numpy()), label.numpy())
+
+        return _timed(table, run, whole)
+
+    def stock(self, *, whole: bool) -> Turn:
+        """Petastorm's own way to TensorFlow, on fewer rows. Its thread pool may lose rows, so it reads without one."""
+        from petastorm import make_batch_reader
+        from petastorm.tf_utils import make_petastorm_dataset
+
+        table = self._small_table
+
+        def run(tally: Tally) -> None:
+            urls = [f"file://{path}" for path in table.files]
+            with make_batch_reader(urls, reader_pool_type="dummy") as reader:
+                rows = make_petastorm_dataset(reader).unbatch().shuffle(10_000).batch(BATCH)
+                _add_named(tally, table, (row._asdict() for row in rows))
+
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return _timed(table, run, whole)
+
+    # Ranks of one feed, each a process
+
+    def one_rank(self, *, whole: bool) -> Turn:
+        return self._ranks(1, whole)
+
+    def two_ranks(self, *, whole: bool) -> Turn:
+        return self._ranks(2, whole)
+
+    def _ranks(self, ranks: int, whole: bool) -> Turn:
+        """They stay from turn to turn, so that their start takes no part, and go over an epoch at the same time."""
+        epoch = next(self._epochs)
+        children = [self._child(rank, ranks) for rank in range(ranks)]
+        for child in children:
+            child.stdin.write(f"{json.dumps({'epoch': epoch, 'whole': whole})}\n")  # type: ignore[union-attr]
+            child.stdin.flush()  # type: ignore[union-attr]
+        found = [_answer(child) for child in children]
+        work = Work(sum(f["rows"] for f in found), sum(f["label"] for f in found),
+                    tuple(sum(column) % 2**64 for column in zip(*(f["columns"] for f in found), strict=True)))  # fmt: skip
+        _validate(self._table, work)
+        return Turn(work.rows, max(f["seconds"] for f in found), sum(f["cpu_seconds"] for f in found))
+
+    def _child(self, rank: int, ranks: int) -> subprocess.Popen[str]:
+        if (rank, ranks) not in self._children:
+            self._children[rank, ranks] = _start("rank", str(self._table_folder), str(rank), str(ranks), str(BATCH))
+        return self._children[rank, ranks]
+
+    # A plan
+
+    def plan(self, *, whole: bool) -> Turn:
+        """From the manifest's files to what the first batch asks for, in a new process each time."""
+        child = _start("plan", str(self._many_row_groups))
+        found = _answer(child)
+        child.communicate()
+        assert found["row_groups"] == NUM_ROW_GROUPS, found
+        return Turn(found["rows"], found["seconds"], found["cpu_seconds"], peak_mib=found["peak_mib"])
+
+    # Steps of the demo's model
+
+    def step_feed(self, *, whole: bool) -> Turn:
+        """Steps on batches out of the feed, the wait for the first one counted."""
+        table = self._flights
+        with closing(build_feed(table.lake, table.manifest, STEP_BATCH).epoch(next(self._epochs))) as batches:
+            return self._steps(batches, whole)
+
+    def step_memory(self, *, whole: bool) -> Turn:
+        """The limit: the same steps on batches that are there before the first."""
+        return self._steps(self._flights_batches, whole)
+
+    def _steps(self, batches: Iterable[Batch], whole: bool) -> Turn:
+        steps = 0
+
+        def run(tally: Tally) -> None:
+            nonlocal steps
+            for batch in batches:
+                self._step(batch, steps, 1e-3)
+                steps += 1
+                tally.add((batch.floats, batch.ids), batch.label)
+
+        turn = _timed(self._flights, run, whole)
+        return Turn(turn.rows, turn.seconds, turn.cpu_seconds, steps)
+
+    @cached_property
+    def _step(self) -> Step:
+        section = {"name": "wide_and_deep"}
+        model = build_model(section, ModelColumns.of(self._flights.manifest), seed=3)
+        return Step(model, Optimizer(Training(), model.variables), World(), seed=3)
+
+    # What they share
+
+    @cached_property
+    def _table(self) -> Table:
+        return write_table(self._table_folder, wide(self._num_rows))
+
+    @property
+    def _table_folder(self) -> Path:
+        return self._folder / "wide"
+
+    @cached_property
+    def _small_table(self) -> Table:
+        return write_table(self._folder / "small", wide(FEW_ROWS))
+
+    @cached_property
+    def _flights(self) -> Table:
+        return write_table(self._folder / "flights", flights(STEP_ROWS))
+
+    @cached_property
+    def _flights_batches(self) -> list[Batch]:
+        return list(build_feed(self._flights.lake, self._flights.manifest, STEP_BATCH).epoch(0))
+
+    @cached_property
+    def _many_row_groups(self) -> Path:
+        write_many_row_groups(self._folder / "many", NUM_ROW_GROUPS)
+        return self._folder / "many"
+
+
+def tensors_of(batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Floats, ids and label."""
+    return tf.constant(batch.floats), tf.constant(batch.ids), tf.constant(batch.label)
+
+
+def _timed(table: Table, run: Callable[[Tally], None], whole: bool) -> Turn:
+    tally = Tally(whole=whole)
+    seconds, cpu_seconds = time.perf_counter(), time.process_time()
+    run(tally)
+    seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
+    _validate(table, tally.work)
+    return Turn(tally.work.rows, seconds, cpu_seconds)
+
+
+def _add_named(tally: Tally, table: Table, batches: Iterable[dict[str, tf.Tensor]]) -> None:
+    for batch in batches:
+        tally.add((batch[name].numpy() for name in table.features), batch[table.manifest.label].numpy())
+
+
+def _validate(table: Table, work: Work) -> None:
+    if not work.is_same(table.work):
+        sys.exit(f"written were {table.work}, handed on {work}: nothing to compare")
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.feed_child", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+    line = child.stdout.readline()  # type: ignore[union-attr]
+    if not line:
+        sys.exit(f"a process of benchmarks.feed_child ended with status {child.wait()}")
+    found: dict[str, Any] = json.loads(line)
+    return found

@@ -12,6 +12,8 @@ from lakering.documents import Settings
 from lakering.errors import SettingError
 from lakering.names import validate_name
 
+#: Pillow itself warns of larger images.
+MAX_PIXELS = 89_478_485
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 
 
@@ -46,6 +48,7 @@ def _name(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Pixels = Annotated[StrictInt, Field(ge=1, le=8192)]
 
 
 class Source(Settings):
@@ -227,6 +230,37 @@ class Examples(Settings):
     row_group_rows: StrictInt = Field(65536, ge=1)
     row_groups_per_file: StrictInt = Field(4, ge=1)
     seed: StrictInt = 17
+
+
+class Normalise(Settings):
+    """``(value / 255 - mean) / std``, per channel or one figure for all."""
+
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=1, max_length=3)
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1, max_length=3)
+
+
+class ImageSettings(Settings):
+    """How an image column becomes float32 of [height, width, channels]: read, turned upright, cropped, resized,
+    normalised. Random crops and flips are drawn in training alone; every other split takes the centre."""
+
+    size: tuple[Pixels, Pixels] = Field(description="height, width")
+    channels: Literal[1, 3] = 3
+    crop: Literal["center", "random"] = Field("center", description="the largest box of the size's shape, or a random one")
+    scale: tuple[float, float] = Field((0.25, 1.0), description="of random crops: least and largest share of the image's area")
+    flip: bool = Field(False, description="mirror every second image, left to right")
+    normalise: Normalise | None = Field(None, description="without it, values lie in 0..1")
+    on_error: Literal["fail", "skip"] = Field("fail", description="skip: a broken image is zeros, and its row weighs nothing")
+    max_pixels: StrictInt = Field(50_000_000, ge=1, le=MAX_PIXELS, description="a larger image is refused before it is decoded")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ImageSettings:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale must be two shares of the area, 0 < least <= largest <= 1; got {low}, {high}")
+        for name, values in self.normalise or ():
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"normalise.{name} has {len(values)} figures for {self.channels} channels")
+        return self
 
 
 class Training(Settings):

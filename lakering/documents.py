@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lakering.errors import InputError, LakeringError, SettingError, nearest
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 100
+STARTS = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 #: Half of a pair that UTF-16 writes a character in: a double-quoted text can spell it, UTF-8 cannot hold it.
 NO_CHARACTER = re.compile("[\ud800-\udfff]")
 #: Unquoted words that YAML 1.1 gives a meaning of their own (2024-01-01, =, <<) are texts here.
@@ -27,9 +30,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Settings(BaseModel):
-    """Base of all settings that come from YAML: frozen, and no key that is not known."""
+    """Base of all settings that come from YAML: frozen, no key that is not known, and no number that is infinite or none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,11 @@ def read_document(path: str | os.PathLike[str], *, variables: Callable[[str], st
 
 
 def _compose(text: str) -> yaml.Node | None:
+    depth = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, STARTS) - isinstance(token, ENDS)
+        if depth > MAX_DEPTH:  # for each token the scanner looks at every open bracket: some thousands hold it up for a minute
+            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=token.start_mark)
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
             raise yaml.MarkedYAMLError(problem="anchors, aliases and tags are not taken here", problem_mark=token.start_mark)
     return yaml.compose(text, Loader=yaml.SafeLoader)

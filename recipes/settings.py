@@ -14,6 +14,9 @@ from lakering.names import validate_name
 
 #: Pillow itself warns of larger images.
 MAX_PIXELS = 89_478_485
+#: What Spark and TensorFlow hold.
+Int = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+MAX_SECONDS = 10_000 * 366 * 86400
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 
 
@@ -34,7 +37,10 @@ def parse_duration(text: str) -> int:
     match = re.fullmatch(r"(\d{1,9}) +(second|minute|hour|day|week)s?", text.strip())
     if not match or int(match[1]) == 0:
         raise ValueError(f"expected a duration such as '3 hours' (units: {', '.join(UNITS)})")
-    return int(match[1]) * UNITS[match[2]]
+    seconds = int(match[1]) * UNITS[match[2]]
+    if seconds > MAX_SECONDS:
+        raise ValueError("longer than 10,000 years, which is all the time there is")
+    return seconds
 
 
 Duration = Annotated[str, AfterValidator(_duration)]
@@ -82,16 +88,16 @@ class FeatureColumn(Settings):
 
     column: Name
     as_: Literal["number", "id", "text", "array", "image"] = Field("number", alias="as")
-    length: StrictInt = Field(64, ge=1)
+    length: Int = Field(64, ge=1)
 
 
 class IdSettings(Settings):
     """How ids, of values and of a text's words, are learnt: what is seen less often than ``min_count`` in train shares
     ``buckets`` hashed buckets."""
 
-    min_count: StrictInt = Field(2, ge=1)
-    buckets: StrictInt = Field(1, ge=1, le=1_000_000)
-    max_size: StrictInt = Field(1_000_000, ge=1)
+    min_count: Int = Field(2, ge=1)
+    buckets: Int = Field(1, ge=1, le=1_000_000)
+    max_size: Int = Field(1_000_000, ge=1)
 
 
 class ColumnFeature(FeatureColumn):
@@ -106,7 +112,7 @@ class ExpressionFeature(Settings):
     expression: str
     name: Name
     as_: Literal["number", "id", "text"] = Field("number", alias="as")
-    length: StrictInt = Field(64, ge=1)
+    length: Int = Field(64, ge=1)
     ids: IdSettings = IdSettings()
 
 
@@ -227,9 +233,9 @@ class Examples(Settings):
     features: tuple[Feature, ...] = Field(min_length=1)
     split: Annotated[TimeSplit | HashSplit, Field(discriminator="by")]
     format: Literal["delta", "parquet"] = "delta"
-    row_group_rows: StrictInt = Field(65536, ge=1)
-    row_groups_per_file: StrictInt = Field(4, ge=1)
-    seed: StrictInt = 17
+    row_group_rows: Int = Field(65536, ge=1)
+    row_groups_per_file: Int = Field(4, ge=1)
+    seed: Int = 17
 
 
 class Normalise(Settings):
@@ -250,7 +256,7 @@ class ImageSettings(Settings):
     flip: bool = Field(False, description="mirror every second image, left to right")
     normalise: Normalise | None = Field(None, description="without it, values lie in 0..1")
     on_error: Literal["fail", "skip"] = Field("fail", description="skip: a broken image is zeros, and its row weighs nothing")
-    max_pixels: StrictInt = Field(50_000_000, ge=1, le=MAX_PIXELS, description="a larger image is refused before it is decoded")
+    max_pixels: Int = Field(50_000_000, ge=1, le=MAX_PIXELS, description="a larger image is refused before it is decoded")
 
     @model_validator(mode="after")
     def _fitting(self) -> ImageSettings:
@@ -267,25 +273,25 @@ class Training(Settings):
     """How the model is trained. ``lanes`` and ``window`` (row groups in a shuffle block) order the rows; neither
     depends on the number of ranks. ``lanes`` 0 means the largest divisor of the batch up to 1024."""
 
-    global_batch_size: StrictInt = Field(4096, ge=1)
-    epochs: StrictInt = Field(3, ge=1)
+    global_batch_size: Int = Field(4096, ge=1)
+    epochs: Int = Field(3, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: StrictInt = Field(0, ge=0)
+    warmup_steps: Int = Field(0, ge=0)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["float32", "float64"] = "float32"
-    seed: StrictInt = Field(17, ge=0)
-    window: StrictInt = Field(16, ge=1)
-    lanes: StrictInt = Field(0, ge=0)
-    checkpoint_every: StrictInt = Field(200, ge=1, description="steps")
-    keep_checkpoints: StrictInt = Field(3, ge=1)
+    seed: Int = Field(17, ge=0)
+    window: Int = Field(16, ge=1)
+    lanes: Int = Field(0, ge=0)
+    checkpoint_every: Int = Field(200, ge=1, description="steps")
+    keep_checkpoints: Int = Field(3, ge=1)
 
 
 class Evaluation(Settings):
     split: Literal["train", "validation", "test"] = "test"
     trees: bool = Field(True, description="train boosted trees on the same columns, as a baseline")
-    max_tree_rows: StrictInt = Field(2_000_000, ge=1)
+    max_tree_rows: Int = Field(2_000_000, ge=1)
 
 
 class Storage(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,12 +113,20 @@ class Contract:
                                           + nearest(name, [c.name for c in self.columns]))  # fmt: skip
         return column
 
+    def reads(self, name: str, *, until: Collection[str] = ()) -> set[str]:
+        """A column and all that it is derived from, directly or not; not what the columns of ``until`` are derived from."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            column = self.require(waiting.pop(), "an expression")
+            if column.name not in found and column.derived is not None and column.name not in until:
+                waiting += column.derived.columns
+            found.add(column.name)
+        return found
+
     def is_outcome(self, name: str) -> bool:
         """Whether a column is an outcome, itself or through what it is derived from."""
-        column = self.require(name, "an expression")
-        if column.available_at == "outcome":
-            return True
-        return column.derived is not None and any(self.is_outcome(inner) for inner in column.derived.columns)
+        return any(self.require(read, "an expression").available_at == "outcome" for read in self.reads(name))
 
 
 def read_contract(path: str | os.PathLike[str]) -> Contract:

@@ -71,10 +71,13 @@ def parse(text: str) -> tuple[str, frozenset[str]]:
     if len(text) > 4000:
         raise SettingError(f"expression of {len(text):,} characters: 4,000 are allowed")
     try:
-        tokens = Spark().tokenize(text)
-        trees = _Parser(dialect=Spark()).parse(tokens, text)
+        return _parse(text)
     except (SqlglotError, RecursionError) as error:
         raise SettingError(f"expression {text!r} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _parse(text: str) -> tuple[str, frozenset[str]]:
+    trees = _Parser(dialect=Spark()).parse(Spark().tokenize(text), text)
     if len(trees) != 1 or trees[0] is None:
         raise SettingError(f"expression {text!r}: expected one expression")
     tree = trees[0]

@@ -327,7 +327,7 @@ def _validate_contract(contract: Contract, table: SchemaObject) -> None:
 
 def _roots(contract: Contract, name: str) -> set[str]:
     """The columns that a column comes from, stopping at key columns."""
-    column = contract.require(name, "partitioning")
-    if name in contract.key or column.derived is None:
-        return {name}
-    return set().union(*(_roots(contract, inner) for inner in column.derived.columns))
+    reads = contract.reads(name, until=contract.key)
+    return {
+        column.name for column in contract.columns if column.name in reads and (column.name in contract.key or not column.derived)
+    }

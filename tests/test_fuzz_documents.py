@@ -195,6 +195,67 @@ def test_a_recipe_with_changed_text_is_read_or_refused(folder, content):
     recipe_is_read_or_refused(folder, content)
 
 
+HEAVY = [
+    "[" * 1_000_000,
+    "[" * 3000 + CONTRACT,
+    "{a: " * 3000 + CONTRACT,
+    "- " * 3000,
+    "".join(" " * depth + "a:\n" for depth in range(500)),
+]
+
+
+@pytest.mark.parametrize("text", HEAVY, ids=["brackets", "brackets first", "braces", "lists", "keys"])
+def test_a_document_nested_for_ever_is_refused_before_it_holds_up_its_reader(folder, text):
+    path = folder / "fuzz.yaml"
+    path.write_text(text)
+    started = time.process_time()
+    with pytest.raises(SettingError, match=r"fuzz\.yaml:.*nested more than 100 deep"):
+        read_contract(path)
+    assert time.process_time() - started < MOST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("count", "derived"), [(60, "c{0} + c{1}"), (900, "c{0} + 1")], ids=["each of the two before", "in a long row"]
+)
+def test_columns_that_are_derived_of_one_another_are_followed_once_each(folder, count, derived):
+    columns: list[dict[str, Any]] = [{"name": f"c{n}", "logicalType": "integer", "primaryKey": True} for n in (0, 1)]
+    columns += [{"name": f"c{n}", "logicalType": "integer", "partitioned": n == count - 1,
+                 "customProperties": [{"property": "derived", "value": derived.format(n - 1, n - 2)}]} for n in range(2, count)]  # fmt: skip
+    value = plain(CONTRACT)
+    value["schema"] = [{"name": "trips", "properties": columns}]
+    path = folder / "fuzz.yaml"
+    path.write_bytes(dump(value))
+    contract = read_contract(path)
+    assert contract.partition_by == (f"c{count - 1}",)
+    assert not contract.is_outcome(f"c{count - 1}")
+
+
+def test_an_expression_too_deep_for_its_parser_is_refused_with_its_line(folder):
+    path = folder / "fuzz.yaml"
+    path.write_text(CONTRACT.replace("fare > 10", "a." * 1000 + "b"))
+    with pytest.raises(SettingError, match=r"fuzz\.yaml:19: .*derived: expression 'a\.a\..*cannot be read"):
+        read_contract(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("learning_rate", ".inf", "finite"), ("weight_decay", "1e400", "finite"), ("learning_rate", ".nan", "finite"),
+     ("seed", "9223372036854775808", "less than"), ("epochs", "1" * 40, "less than")],
+)  # fmt: skip
+def test_a_number_that_no_engine_holds_is_refused_by_its_key(folder, key, value, message):
+    path = folder / "fuzz.yaml"
+    path.write_text(RECIPE.replace("epochs: 3", f"{key}: {value}"))
+    with pytest.raises(SettingError, match=rf"fuzz\.yaml:14: training\.{key}: .*{message}"):
+        read_recipe(path)
+
+
+def test_a_window_longer_than_time_is_refused(folder):
+    path = folder / "fuzz.yaml"
+    path.write_text(RECIPE.replace("3 hours", "999999999 weeks"))
+    with pytest.raises(SettingError, match=r"fuzz\.yaml:11: .*window: longer than 10,000 years"):
+        read_recipe(path)
+
+
 @pytest.mark.parametrize("text", CONTRACTS, ids=lambda text: plain(text)["id"])
 def test_a_contract_reads_equal_from_what_a_machine_writes_of_it(folder, text):
     path = folder / "fuzz.yaml"

@@ -1,21 +1,24 @@
 """Paths and URLs: one description of where things lie, for Spark and for pyarrow alike.
 
-A lake is a folder or a URL (``file://``, ``s3://``, ``s3a://``, ``hdfs://``). Small files (manifests, records, learnt
-vocabularies) are written whole or not at all: on a local disk through a temporary name, fsync and rename; on an object
-store through its atomic put.
+A lake is a folder or a URL: of a file system that pyarrow knows (``file://``, ``s3://``, ``s3a://``, ``gs://``,
+``hdfs://``), or one that fsspec does (``lakering.fsspec_files``). Small files (manifests, records, learnt vocabularies)
+are written whole or not at all: on a local disk through a temporary name, fsync and rename; on S3 through its atomic
+put; elsewhere through a temporary name and a move.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from lakering.errors import InputError, IntegrityError, SettingError
 
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
 LOCAL_SCHEMES = ("", "file")
 S3_SCHEMES = ("s3", "s3a")
-SCHEMES = (*LOCAL_SCHEMES, *S3_SCHEMES, "hdfs", "viewfs")
+GOOGLE_SCHEMES = ("gs", "gcs")
+HADOOP_SCHEMES = ("hdfs", "viewfs")
+SCHEMES = (*LOCAL_SCHEMES, *S3_SCHEMES, *GOOGLE_SCHEMES, *HADOOP_SCHEMES)
+
+
+CREDENTIALS = "credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, the machine's role, ...)"
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,10 @@ class StorageSettings:
     endpoint: str | None = None
     region: str | None = None
     path_style: bool = False
+
+    def __post_init__(self) -> None:
+        if self.endpoint and "@" in self.endpoint:
+            raise SettingError("storage.endpoint holds a user or a password", next_step=f"take it out; {CREDENTIALS}")
 
     def for_spark(self) -> dict[str, str]:
         """The same settings as ``spark.hadoop.*`` keys."""
@@ -53,6 +65,7 @@ class StorageSettings:
         arguments: dict[str, Any] = {}
         if self.endpoint:
             parts = urlsplit(self.endpoint if "//" in self.endpoint else f"https://{self.endpoint}")
+            # With an endpoint pyarrow always puts the bucket into the path.
             arguments |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
         if self.region:
             arguments["region"] = self.region
@@ -70,15 +83,20 @@ class Storage:
     settings: StorageSettings = field(default_factory=StorageSettings)
 
     def __post_init__(self) -> None:
-        scheme = urlsplit(self.root).scheme if "://" in self.root or self.root.startswith("file:/") else ""
+        split = _split(self.root)
+        scheme = split.scheme
         if scheme not in SCHEMES:
-            raise SettingError(f"{self.root!r}: scheme {scheme!r} is not known; use a path or one of {SCHEMES[1:]}")
+            from lakering import fsspec_files
+
+            if not fsspec_files.is_known(scheme):
+                known = ", ".join(SCHEMES[1:])
+                raise SettingError(f"{self.root!r}: scheme {scheme!r} is not known; use a path, {known}, or one of fsspec's")
         if scheme in LOCAL_SCHEMES:
             plain = unquote(urlsplit(self.root).path) if scheme else self.root
             object.__setattr__(self, "root", str(Path(plain).expanduser().absolute()))
         else:
             object.__setattr__(self, "root", self.root.rstrip("/"))
-            if scheme in S3_SCHEMES and not urlsplit(self.root).netloc:
+            if scheme in (*S3_SCHEMES, *GOOGLE_SCHEMES) and not split.netloc:
                 raise SettingError(f"{self.root!r} names no bucket")
         if "\0" in self.root:
             raise SettingError(f"{self.root!r} is not a path: it holds a NUL")
@@ -94,17 +112,33 @@ class Storage:
 
         if self.is_local:
             return fs.LocalFileSystem()
-        if urlsplit(self.root).scheme in S3_SCHEMES:
+        if self._scheme in S3_SCHEMES:
             return fs.S3FileSystem(**self.settings.for_pyarrow())
-        return fs.FileSystem.from_uri(self.root)[0]
+        return fs.FileSystem.from_uri(self.root)[0] if self._scheme in SCHEMES else self._of_fsspec[0]
+
+    @property
+    def _scheme(self) -> str:
+        return "" if self.is_local else urlsplit(self.root).scheme
+
+    @cached_property
+    def _of_fsspec(self) -> tuple[fs.FileSystem, str]:
+        from lakering import fsspec_files
+
+        return fsspec_files.open_url(self.root)
+
+    @cached_property
+    def _base(self) -> str:
+        """The root as ``filesystem`` takes it."""
+        if self.is_local:
+            return self.root
+        if self._scheme not in SCHEMES:
+            return self._of_fsspec[1]
+        place = self.root.split("://", 1)[1]  # as Hadoop reads it: '#' and '%' stand for themselves
+        return "".join(place.partition("/")[1:]) if self._scheme in HADOOP_SCHEMES else place
 
     def path(self, *parts: str) -> str:
         """The path as ``filesystem`` takes it."""
-        if self.is_local:
-            return "/".join((self.root, *parts))
-        split = urlsplit(self.root)
-        base = split.netloc + split.path if split.scheme in S3_SCHEMES else split.path
-        return "/".join((base, *parts))
+        return "/".join((self._base, *parts))
 
     def uri(self, *parts: str) -> str:
         """The path as Spark and Hadoop write it: not percent-encoded, and one slash for a local file."""
@@ -112,28 +146,47 @@ class Storage:
             return "file:" + "/".join((self.root, *parts))
         return "/".join(("s3a://" + self.root.split("://", 1)[1] if self.root.startswith("s3://") else self.root, *parts))
 
+    @contextmanager
+    def _reached(self, path: str) -> Iterator[None]:
+        """Away from this machine, a refused or broken connection is an error that says what to look at."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if self.is_local:
+                raise
+            chosen = ", ".join(f"{name} {value}" for name, value in vars(self.settings).items() if value) or "none"
+            look = f"check the URL, the storage settings ({chosen}), the rights and the network; {CREDENTIALS}"
+            raise InputError(f"{self._scheme}://{path}: {error}", next_step=look) from error
+
     def exists(self, *parts: str) -> bool:
-        return self.filesystem.get_file_info(self.path(*parts)).type.name != "NotFound"
+        path = self.path(*parts)
+        with self._reached(path):
+            return self.filesystem.get_file_info(path).type.name != "NotFound"
 
     def list(self, *parts: str) -> list[str]:
         """Names directly below a folder, sorted; empty when the folder does not exist."""
         from pyarrow import fs
 
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path(*parts), allow_not_found=True))
+        path = self.path(*parts)
+        with self._reached(path):
+            found = self.filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def walk(self, *parts: str) -> Iterator[fs.FileInfo]:
         """Every file below a folder."""
         from pyarrow import fs
 
-        for info in self.filesystem.get_file_info(fs.FileSelector(self.path(*parts), recursive=True, allow_not_found=True)):
-            if info.is_file:
-                yield info
+        path = self.path(*parts)
+        with self._reached(path):
+            found = self.filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        yield from (info for info in found if info.is_file)
 
     def read(self, *parts: str) -> bytes:
         path = self.path(*parts)
         try:
-            with self.filesystem.open_input_stream(path) as stream:
+            with self._reached(path), self.filesystem.open_input_stream(path) as stream:
                 return stream.read()
         except FileNotFoundError:
             raise InputError(f"{path} does not exist") from None
@@ -149,12 +202,13 @@ class Storage:
         """Writes a file whole or not at all, and durably."""
         path = self.path(*parts)
         if not self.is_local:
-            puts_whole = urlsplit(self.root).scheme in S3_SCHEMES
+            puts_whole = self._scheme in S3_SCHEMES
             target = path if puts_whole else f"{path}.tmp-{os.getpid()}"
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(content)
-            if not puts_whole:
-                self.filesystem.move(target, path)
+            with self._reached(path):
+                with self.filesystem.open_output_stream(target) as stream:
+                    stream.write(content)
+                if not puts_whole:
+                    self.filesystem.move(target, path)
             return
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
@@ -176,11 +230,13 @@ class Storage:
 
     def delete(self, *parts: str) -> None:
         """Removes a file or a whole folder; what is not there is no error."""
-        info = self.filesystem.get_file_info(self.path(*parts))
-        if info.type.name == "Directory":
-            self.filesystem.delete_dir(info.path)
-        elif info.is_file:
-            self.filesystem.delete_file(info.path)
+        path = self.path(*parts)
+        with self._reached(path):
+            info = self.filesystem.get_file_info(path)
+            if info.type.name == "Directory":
+                self.filesystem.delete_dir(info.path)
+            elif info.is_file:
+                self.filesystem.delete_file(info.path)
 
 
 def sync_folder(folder: str) -> None:
@@ -190,3 +246,19 @@ def sync_folder(folder: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _split(root: str) -> SplitResult:
+    """A root's parts. What it holds of a password is not repeated."""
+    if "://" not in root:
+        return SplitResult("file" if root.startswith("file:/") else "", "", root, "", "")
+    try:
+        split = urlsplit(root)
+    except ValueError as error:
+        raise SettingError(f"{root!r} is not a URL: {error}") from None
+    place = f"a {split.scheme}:// URL"
+    if split.password is not None or (split.scheme in S3_SCHEMES and "@" in split.netloc):
+        raise SettingError(f"{place} holds a user or a password", next_step=f"take it out; {CREDENTIALS}")
+    if re.search(r"\?\w+=", root):
+        raise SettingError(f"{place} holds options after a '?'", next_step=f"see the recipe's 'storage'; {CREDENTIALS}")
+    return split

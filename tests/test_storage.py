@@ -36,9 +36,34 @@ def test_one_root_is_named_alike_for_spark(root, local, uri):
     assert (storage.is_local, storage.uri("c")) == (local, uri)
 
 
+@pytest.mark.parametrize(
+    ("root", "path"),
+    [("/a/b c#1", "/a/b c#1/x"), ("s3://bucket/a%20b/c#1", "bucket/a%20b/c#1/x"), ("s3a://bucket", "bucket/x"), ("gs://bucket/a", "bucket/a/x"),
+     ("hdfs://nn:8020/lake", "/lake/x"), ("hdfs://nn", "/x"), ("memory://lake/a", "/lake/a/x")],
+)  # fmt: skip
+def test_one_root_is_named_for_pyarrow_as_it_is_written(root, path):
+    assert Storage(root).path("x") == path
+
+
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(SettingError, match="scheme 'ftp' is not known"):
-        Storage("ftp://host/lake")
+    with pytest.raises(SettingError, match="scheme 'tape' is not known"):
+        Storage("tape://host/lake")
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["s3://key:hidden@bucket/lake", "s3a://hidden@bucket", "ftp://me:hidden@host/lake", "s3://bucket/lake?secret_key=hidden"],
+)
+def test_a_url_that_holds_credentials_is_refused_without_repeating_them(root):
+    with pytest.raises(SettingError, match=r"holds (a user or a password|options after a '\?')") as caught:
+        Storage(root)
+    assert "hidden" not in str(caught.value)
+
+
+def test_an_endpoint_that_holds_credentials_is_refused_without_repeating_them():
+    with pytest.raises(SettingError, match=r"storage\.endpoint holds a user or a password") as caught:
+        StorageSettings(endpoint="https://me:hidden@host:9000")
+    assert "hidden" not in str(caught.value)
 
 
 def test_one_mapping_of_settings_serves_spark_and_pyarrow():
@@ -50,6 +75,38 @@ def test_one_mapping_of_settings_serves_spark_and_pyarrow():
         "spark.hadoop.fs.s3a.path.style.access": "true",
     }
     assert settings.for_pyarrow() == {"endpoint_override": "127.0.0.1:9000", "scheme": "http", "region": "eu-west-1"}
+
+
+@pytest.fixture
+def memory(request):
+    """A lake in fsspec's memory file system, which is one for the whole process."""
+    storage = Storage(f"memory://{request.node.name}/deep")
+    yield storage
+    storage.delete()
+
+
+def test_a_file_system_that_fsspec_names_holds_a_lake(memory):
+    memory.write(b"old", "folder", "file")
+    memory.write(b"new", "folder", "file")
+    memory.write_json({"a": 1}, "folder", "other.json")
+    assert (memory.read("folder", "file"), memory.read_json("folder", "other.json")) == (b"new", {"a": 1})
+    assert memory.list("folder") == ["file", "other.json"]
+    assert (memory.exists("folder"), memory.exists("nowhere"), memory.list("nowhere")) == (True, False, [])
+    assert [info.path for info in memory.walk()] == [memory.path("folder", "file"), memory.path("folder", "other.json")]
+    memory.delete("folder", "file")
+    assert memory.list("folder") == ["other.json"]
+
+
+def test_the_newest_snapshot_is_found_where_fsspec_keeps_the_time(memory):
+    lake = Lake(memory)
+    for rows in range(1, 9):  # their names are hashes: the order of names is not that of writing
+        written = manifest(rows).write(lake)
+    assert read_manifest(lake, "trips").id == written
+
+
+def test_a_scheme_whose_package_is_not_installed_names_it():
+    with pytest.raises(SettingError, match=r"sftp://host/lake: fsspec cannot open it: .*paramiko"):
+        Storage("sftp://host/lake").list()
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,8 +25,9 @@ def served(counts: list[int], order: Order, epoch: int, rank: int, ranks: int) -
     for window in plan.cut_windows(counts, order, epoch):
         share = plan.share(window, order, epoch, rank, ranks)
         block = [(g, row) for g, first, last in plan.reads(window, share.first, share.last) for row in range(first, last)]
-        assert len(block) == share.last - share.first == len(share.rows)
-        found += [(int(output), *block[row]) for output, row in zip(share.outputs, share.rows, strict=True)]
+        assert len(block) == share.num_rows == len(share.rows())
+        outputs = share.outputs(0, share.num_rows)
+        found += [(int(output), *block[row]) for output, row in zip(outputs, share.rows(), strict=True)]
     return found
 
 
@@ -52,9 +55,9 @@ def test_outputs_of_a_rank_ascend_and_shares_differ_by_one_lane_at_most(counts, 
     ranks = min(ranks, order.lanes)
     for window in plan.cut_windows(counts, order, epoch):
         shares = [plan.share(window, order, epoch, rank, ranks) for rank in range(ranks)]
-        assert all((np.diff(share.outputs) > 0).all() for share in shares)
+        assert all((np.diff(share.outputs(0, share.num_rows)) > 0).all() for share in shares)
         longest_lane = -(-window.num_rows // order.lanes)
-        sizes = [len(share.rows) for share in shares]
+        sizes = [share.num_rows for share in shares]
         # Ranks differ by a lane, and lanes by a row.
         assert max(sizes) - min(sizes) <= longest_lane + order.lanes // ranks + 1
 
@@ -86,9 +89,92 @@ def test_lanes_are_served_in_turn_and_the_longer_ones_first():
     order = Order(seed=1, batch_size=4, window=1, lanes=3)
     (window,) = plan.cut_windows([8], order, 0)
     share = plan.share(window, order, 0)
-    assert share.outputs.tolist() == list(range(8))
+    assert share.outputs(0, 8).tolist() == list(range(8))
     lanes = [0, 0, 0, 1, 1, 1, 2, 2]
-    assert [lanes[row] for row in share.rows] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [lanes[row] for row in share.rows()] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_the_order_is_the_one_that_runs_were_trained_in():
+    """Written down once: a change of it would make every run's position mean other rows."""
+    order = Order(seed=9, batch_size=4, window=2, lanes=3)
+    found = {}
+    for epoch in (0, 1):
+        windows = plan.cut_windows([5, 4, 3], order, epoch)
+        found[epoch] = [(w.row_groups.tolist(), plan.share(w, order, epoch).rows().tolist()) for w in windows]
+    assert found == {
+        0: [([0, 1], [2, 3, 7, 1, 5, 6, 0, 4, 8]), ([2], [0, 1, 2])],
+        1: [([1, 0], [2, 4, 8, 0, 5, 7, 1, 3, 6]), ([2], [0, 1, 2])],
+    }
+
+
+def test_the_order_of_a_large_window_is_the_one_that_runs_were_trained_in():
+    order = Order(seed=123, batch_size=4096, window=16, lanes=1024)
+    last = plan.cut_windows([65536] * 20, order, 3)[1]
+    assert last.row_groups.tolist() == [12, 5, 18, 14]
+    rows = plan.share(last, order, 3, 2, 3).rows().astype("<i8")
+    assert hashlib.sha256(rows.tobytes()).hexdigest().startswith("517187915643f443")
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6), st.integers(0, 900))
+def test_rows_served_before_an_output_are_counted(counts, order, epoch, ranks, output):
+    ranks = min(ranks, order.lanes)
+    for window in plan.cut_windows(counts, order, epoch):
+        for rank in range(ranks):
+            share = plan.share(window, order, epoch, rank, ranks)
+            assert share.num_before(output) == (share.outputs(0, share.num_rows) < output).sum()
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(0, 900), st.integers(0, 900))
+def test_windows_between_outputs_are_those_that_hold_them(counts, order, epoch, first, last):
+    windows = plan.cut_windows(counts, order, epoch)
+    holding = [w.index for w in windows if any(first <= x < last for x in range(w.first_output, w.first_output + w.num_rows))]
+    assert [w.index for w in windows.between(first, last)] == holding
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 4))
+def test_no_windows_in_sequence_hold_more_rows_than_is_said(counts, order, epoch, together):
+    windows = plan.cut_windows(counts, order, epoch)
+    sums = [sum(w.num_rows for w in windows[i : i + together]) for i in range(len(windows))]
+    assert windows.most_rows(together) == max(sums)
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6), st.integers(0, 30))
+def test_a_resumed_epoch_is_the_rest_on_any_number_of_ranks(counts, order, epoch, ranks, step):
+    ranks = min(ranks, order.lanes)
+    start = step * order.batch_size
+    rest = sorted(row for row in served(counts, order, epoch, 0, 1) if row[0] >= start)
+    found = []
+    for window in plan.cut_windows(counts, order, epoch).between(start, sum(counts)):
+        for rank in range(ranks):
+            share = plan.share(window, order, epoch, rank, ranks)
+            block = [(g, row) for g, first, last in plan.reads(window, share.first, share.last) for row in range(first, last)]
+            done = share.num_before(start)
+            outputs = share.outputs(done, share.num_rows)
+            found += [(int(x), *block[row]) for x, row in zip(outputs, share.rows()[done:], strict=True)]
+    assert sorted(found) == rest
+
+
+def test_places_come_in_the_order_of_their_rows():
+    order = Order(seed=3, batch_size=4, window=2, lanes=3)
+    (window,) = plan.cut_windows([7, 4], order, 0)
+    share = plan.share(window, order, 0, 1, 2)
+    places = np.array([90, 70, 50, 30, 10, 20, 40], np.int32)
+    assert share.rows(places).tolist() == [[90, 70, 50, 30, 10, 20, 40][row] for row in share.rows()]
+
+
+def test_a_million_row_groups_are_cut_one_window_at_a_time():
+    order = Order(seed=3, batch_size=4096, window=16, lanes=1024)
+    windows = plan.cut_windows(np.full(1_000_000, 65_536), order, 0)
+    assert (len(windows), windows[62_499].first_output) == (62_500, 65_536 * 16 * 62_499)
+    assert [w.index for w in windows.between(65_536 * 16 * 40_000, 65_536 * 16 * 40_001)] == [40_000]
+
+
+def test_a_short_last_batch_is_left_out_where_it_is_asked_for():
+    assert [plan.num_steps(n, 4, drop_last=True) for n in (0, 3, 4, 11)] == [0, 0, 1, 2]
 
 
 def test_order_changes_with_the_epoch_and_the_seed():
@@ -106,7 +192,7 @@ def test_rows_move_far():
     order = Order(seed=3, batch_size=64, window=4, lanes=4)
     (window,) = plan.cut_windows([2000] * 4, order, 0)
     share = plan.share(window, order, 0)
-    lane_0 = share.rows[share.outputs % 4 == 0]
+    lane_0 = share.rows()[share.outputs(0, share.num_rows) % 4 == 0]
     assert abs(np.corrcoef(np.arange(len(lane_0)), lane_0)[0, 1]) < 0.1
 
 

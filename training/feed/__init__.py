@@ -1,6 +1,7 @@
 """Exact batches of a snapshot's rows: what to read is planned by pure functions, Petastorm reads it."""
 
-from training.feed.feed import Batch, Feed
+from training.feed.batch import Batch
+from training.feed.feed import Feed
 from training.feed.plan import Order
 
 __all__ = ["Batch", "Feed", "Order"]

@@ -1,9 +1,9 @@
-"""Rows of a window, packed row by row: a batch is then one gather for each part of it."""
+"""Rows packed one after the other, as a model takes them: a batch is one gather out of each of their parts."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,59 +11,95 @@ import pyarrow as pa
 
 from lakering.errors import IntegrityError
 from lakering.manifest import Column, Manifest
-from training.feed.plan import Share
 from training.feed.reader import REBUILD, RowGroup
 
+FLOATS, IDS, LABEL, WEIGHT, ROW_ID = "floats", "ids", "label", "weight", "row_id"
 #: Of a packed cell: see ``lakering.manifest.Column``.
-DTYPES = {"array": np.dtype("<f4"), "tokens": np.dtype("<i4")}
+DTYPES = {"array": np.dtype("<f4"), "tokens": np.dtype("<i4"), "image": np.dtype(object)}
+ALIGNMENT = 64
+#: Rows that are packed at once, so that what one column writes is still in the core's cache for the next.
+TILE = 4096
+
+#: Part by part, arrays [rows, *shape] of the same rows.
+Rows = dict[str, npt.NDArray]
 
 
-@dataclass
-class Block:
-    """A rank's share of a window, packed row by row, and its order. ``binary`` holds arrays and tokens in their shape, and
-    images as objects of bytes, each by its column."""
+@dataclass(frozen=True)
+class Part:
+    """What rows hold under one name. Parts of binary columns are called kind/column: ``array/grid``."""
 
-    share: Share
-    floats: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int32]
-    label: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32] | None
-    row_id: npt.NDArray[np.int64]
-    binary: dict[str, npt.NDArray]
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...] = ()
 
-
-def empty_block(share: Share, manifest: Manifest) -> Block:
-    """Room for a share's rows."""
-    rows = share.last - share.first
-    return Block(
-        share,
-        np.empty((rows, len(manifest.float_columns)), np.float32),
-        np.empty((rows, len(manifest.id_columns)), np.int32),
-        np.empty(rows, np.float32),
-        np.empty(rows, np.float32) if manifest.weight else None,
-        np.empty(rows, np.int64),
-        {c.name: np.empty((rows, *(c.shape or ())), DTYPES.get(c.kind, object)) for c in manifest.binary_columns},
-    )
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
-def pack(block: Block, at: int, table: pa.Table, manifest: Manifest, source: RowGroup) -> None:
-    """Copies a table's rows into the block from row ``at`` on. Raises IntegrityError, naming the row group, for a null
-    an id that the manifest does not know, or a cell of another size than it tells."""
-    rows = slice(at, at + table.num_rows)
-    for j, name in enumerate(manifest.float_columns):
-        block.floats[rows, j] = _values(table, name, source)
-    for j, column in enumerate(manifest.id_columns):
-        block.ids[rows, j] = _ids(table, column, source)
-    block.label[rows] = _values(table, manifest.label, source)
-    block.row_id[rows] = _values(table, manifest.row_id, source)
-    if block.weight is not None and manifest.weight:
-        block.weight[rows] = _values(table, manifest.weight, source)
+def parts_of(manifest: Manifest, row_ids: bool = True) -> tuple[Part, ...]:
+    """The parts of a manifest's rows: all float columns as one matrix, all ids as one, a vector for each other."""
+    parts = [
+        Part(FLOATS, np.dtype(np.float32), (len(manifest.float_columns),)),
+        Part(IDS, np.dtype(np.int32), (len(manifest.id_columns),)),
+        Part(LABEL, np.dtype(np.float32)),
+    ]
+    if manifest.weight:
+        parts.append(Part(WEIGHT, np.dtype(np.float32)))
+    if row_ids:
+        parts.append(Part(ROW_ID, np.dtype(np.int64)))
+    return (*parts, *(Part(part_of(c), DTYPES[c.kind], c.shape or ()) for c in manifest.binary_columns))
+
+
+def part_of(column: Column) -> str:
+    return f"{column.kind}/{column.name}"
+
+
+def room_for(parts: tuple[Part, ...], rows: int) -> Rows:
+    """Room for so many rows, in one piece of fresh memory; every part is aligned to 64 bytes, as TensorFlow needs it."""
+    plain = [part for part in parts if not part.dtype.hasobject]
+    sizes = [-(-rows * part.row_bytes // ALIGNMENT) * ALIGNMENT for part in plain]
+    memory = np.empty(sum(sizes) + ALIGNMENT, np.uint8)
+    at = -memory.__array_interface__["data"][0] % ALIGNMENT
+    room = {part.name: np.empty((rows, *part.shape), part.dtype) for part in parts if part.dtype.hasobject}
+    for part, size in zip(plain, sizes, strict=True):
+        room[part.name] = np.ndarray((rows, *part.shape), part.dtype, memory, at)
+        at += size
+    return room
+
+
+def take(rows: Rows, index: npt.NDArray[np.intp], out: Rows, at: int = 0) -> None:
+    """Copies the rows of an index into ``out`` from row ``at`` on."""
+    for name, target in out.items():
+        # Any mode but "raise" writes straight into out.
+        np.take(rows[name], index, axis=0, mode="clip", out=target[at : at + len(index)])
+
+
+def pack(rows: Rows, at: int, table: pa.Table, manifest: Manifest, source: RowGroup) -> None:
+    """Copies a table's rows to ``at`` and on. Raises IntegrityError, naming the row group, for a null, an id that the
+    manifest does not know, or a cell of another size than it tells."""
+    end = at + table.num_rows
     for column in manifest.binary_columns:
-        block.binary[column.name][rows] = _cells(table, column, source)
+        rows[part_of(column)][at:end] = _cells(table, column, source)
+    for name, column_name in ((LABEL, manifest.label), (WEIGHT, manifest.weight), (ROW_ID, manifest.row_id)):
+        if name in rows and column_name:
+            rows[name][at:end] = _values(table, column_name, source)
+    _pack_matrix(rows[FLOATS][at:end], [_values(table, name, source) for name in manifest.float_columns])
+    _pack_matrix(rows[IDS][at:end], [_ids(table, column, source) for column in manifest.id_columns])
+
+
+def _pack_matrix(matrix: npt.NDArray, columns: list[npt.NDArray]) -> None:
+    for start in range(0, len(matrix), TILE):
+        tile = matrix[start : start + TILE]
+        for j, values in enumerate(columns):
+            tile[:, j] = values[start : start + TILE]
 
 
 def _ids(table: pa.Table, column: Column, source: RowGroup) -> npt.NDArray:
-    return _known(_values(table, column.name, source), column, source)
+    values = _values(table, column.name, source)
+    if values.dtype.kind not in "iu":
+        raise IntegrityError(f"{source}: {column.name} is {values.dtype}, ids are integers", next_step=REBUILD)
+    return _known(values, column, source)
 
 
 def _known(values: npt.NDArray, column: Column, source: RowGroup) -> npt.NDArray:
@@ -79,7 +115,7 @@ def _known(values: npt.NDArray, column: Column, source: RowGroup) -> npt.NDArray
 def _values(table: pa.Table, name: str, source: RowGroup) -> npt.NDArray:
     column = table.column(name)
     _validate_whole(column, name, source)
-    return column.to_numpy()
+    return column.chunk(0).to_numpy(zero_copy_only=False) if column.num_chunks == 1 else column.to_numpy()
 
 
 def _validate_whole(column: pa.ChunkedArray, name: str, source: RowGroup) -> None:
@@ -113,44 +149,3 @@ def _unpacked(cells: pa.Array, column: Column, source: RowGroup) -> npt.NDArray:
         )
     packed = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]]
     return packed.view(DTYPES[column.kind]).reshape(len(cells), *(column.shape or ()))
-
-
-class Rows(NamedTuple):
-    floats: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int32]
-    label: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32] | None
-    row_id: npt.NDArray[np.int64]
-    binary: dict[str, npt.NDArray]
-    output: npt.NDArray[np.int64]
-
-
-def take(block: Block, first: int, last: int) -> Rows:
-    """The block's rows with outputs [first, last)."""
-    low, high = np.searchsorted(block.share.outputs, (first, last))
-    rows = block.share.rows[low:high]
-    return Rows(
-        np.take(block.floats, rows, axis=0),
-        np.take(block.ids, rows, axis=0),
-        np.take(block.label, rows),
-        None if block.weight is None else np.take(block.weight, rows),
-        np.take(block.row_id, rows),
-        {name: np.take(cells, rows, axis=0) for name, cells in block.binary.items()},
-        block.share.outputs[low:high],
-    )
-
-
-def joined(parts: list[Rows]) -> Rows:
-    """A batch may straddle windows, so it may come from several blocks."""
-    if len(parts) == 1:
-        return parts[0]
-    weights = [part.weight for part in parts if part.weight is not None]
-    return Rows(
-        np.concatenate([part.floats for part in parts]),
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        np.concatenate(weights) if weights else None,
-        np.concatenate([part.row_id for part in parts]),
-        {name: np.concatenate([part.binary[name] for part in parts]) for name in parts[0].binary},
-        np.concatenate([part.output for part in parts]),
-    )

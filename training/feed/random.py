@@ -12,14 +12,20 @@ def random_keys(*parts: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014). Unlike a generator of numpy it is
     evaluated for all parts at once, and no release of numpy can change it."""
     key = np.zeros((), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            key = key ^ np.asarray(part, dtype=np.int64).astype(np.uint64)
-            key = key + np.uint64(0x9E3779B97F4A7C15)
-            key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            key = key ^ (key >> np.uint64(31))
-    return np.array(key)
+    for part in parts:
+        key = mixed(np.asarray(key ^ np.asarray(part, dtype=np.int64).astype(np.uint64)))
+    return key
+
+
+def mixed(key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Mixes the bits of each key, in place."""
+    shifted = np.empty_like(key)
+    key += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key ^= np.right_shift(key, np.uint64(shift), out=shifted)
+        key *= np.uint64(factor)
+    key ^= np.right_shift(key, np.uint64(31), out=shifted)
+    return key
 
 
 def random_units(*parts: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -1,14 +1,15 @@
 """Petastorm's Reader, told exactly which row groups to read, in which order.
 
-A worker class and a pool of ours, both handed to the public constructor. The pool queues the asked row groups itself and
-never starts Petastorm's ventilator (which knows neither order nor lists, and polls); the worker keeps its file open and
-publishes Arrow columns by name. Nothing is unpickled: only lists of files go in, never a folder.
+A worker class and a pool of ours, both handed to the public constructor. The pool takes one asked row group after the
+other and never starts Petastorm's ventilator (which knows neither order nor lists, and polls); the worker keeps files open
+and publishes Arrow columns by name. Nothing is unpickled: only lists of files go in, never a folder.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ for _module in (r"petastorm\..*", r"training\.feed\.reader"):
     warnings.filterwarnings("ignore", category=FutureWarning, module=_module)
 
 REBUILD = "build the examples again (build_examples --new), then snapshot"
+#: Files that a reader keeps open: row groups come in shuffled order, so the next is often of another file.
+OPEN_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,6 @@ class _Files(old_filesystem.FileSystem):
         return self.files.open_input_file(path)
 
 
-class _Pool(DummyPool):
-    """Works in the caller's thread (Petastorm's thread pool loses rows), in the order asked for."""
-
-    def __init__(self, asked: Sequence[RowGroup]) -> None:
-        super().__init__()
-        self._asked = asked
-
-    def start(self, worker_class: Any, worker_args: Any = None, ventilator: Any = None) -> None:
-        super().start(worker_class, worker_args)
-        for row_group in self._asked:
-            self.ventilate(row_group=row_group)
-
-
 class _Results:
     """Hands on what the worker published, as it is."""
 
@@ -85,13 +75,12 @@ class _Results:
 
 def _worker_of(columns: Sequence[str]) -> type[WorkerBase]:
     class ColumnWorker(WorkerBase):
-        """Reads whole row groups of the file that it keeps open; files are asked for one after the other."""
+        """Reads whole row groups, and keeps the files open that it read last."""
 
         def __init__(self, worker_id: int, publish_func: Any, args: Any) -> None:
             super().__init__(worker_id, publish_func, args)
             self._filesystem = args[0]
-            self._path: str | None = None
-            self._file: pq.ParquetFile | None = None
+            self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
 
         @staticmethod
         def new_results_queue_reader() -> _Results:
@@ -99,62 +88,89 @@ def _worker_of(columns: Sequence[str]) -> type[WorkerBase]:
 
         def process(self, row_group: RowGroup) -> None:
             try:
-                if self._file is None or self._path != row_group.path:
-                    self._file = pq.ParquetFile(self._filesystem.open(row_group.path))
-                    self._path = row_group.path
-                validate_footer(self._file, row_group, columns)
-                table = self._file.read_row_group(row_group.index, columns=list(columns), use_threads=False)
+                file, indices = self._opened(row_group)
+                validate_num_rows(file.metadata, row_group)
+                table = file.read_row_group(row_group.index, columns=list(columns), use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise IntegrityError(f"{row_group} cannot be read: {error}", next_step=REBUILD) from error
             if table.num_rows != row_group.num_rows:
                 raise IntegrityError(f"{row_group} gave {table.num_rows:,} of its {row_group.num_rows:,} rows", next_step=REBUILD)
-            self.publish_func(table)
+            found = file.metadata.row_group(row_group.index)
+            self.publish_func((table, sum(found.column(i).total_compressed_size for i in indices)))
+
+        def _opened(self, row_group: RowGroup) -> tuple[pq.ParquetFile, list[int]]:
+            """The file, and where its footer tells of the columns."""
+            if row_group.path not in self._files:
+                file = pq.ParquetFile(self._filesystem.open(row_group.path))
+                validate_columns(file, row_group, columns)
+                names = [file.schema.column(i).path.split(".")[0] for i in range(len(file.schema))]
+                wanted = set(columns)
+                self._files[row_group.path] = (file, [i for i, name in enumerate(names) if name in wanted])
+                if len(self._files) > OPEN_FILES:
+                    self._files.popitem(last=False)[1][0].close(force=True)
+            self._files.move_to_end(row_group.path)
+            return self._files[row_group.path]
+
+        def shutdown(self) -> None:
+            while self._files:
+                self._files.popitem()[1][0].close(force=True)
 
     return ColumnWorker
 
 
-def validate_footer(file: pq.ParquetFile, row_group: RowGroup, columns: Sequence[str]) -> None:
+class _Pool(DummyPool):
+    """Works in the caller's thread (Petastorm's thread pool loses rows), on what it is asked for."""
+
+    def start(self, worker_class: Any, worker_args: Any = None, ventilator: Any = None) -> None:
+        super().start(worker_class, worker_args)
+
+    def join(self) -> None:
+        self._worker.shutdown()
+
+
+class RowGroupReader:
+    """Reads row groups, each when it is asked for. For one thread; close it to close its files."""
+
+    def __init__(self, files: fs.FileSystem, columns: Sequence[str]) -> None:
+        self._filesystem, self._columns = files, columns
+        self._pool = _Pool()
+        self._reader: Reader | None = None
+
+    def read(self, row_group: RowGroup) -> tuple[pa.Table, int]:
+        """The row group as a table with the columns asked for, and the bytes that these take in its file.
+
+        Raises IntegrityError, naming file and row group, for one that is gone, cut or not as the manifest says."""
+        if self._reader is None:
+            self._reader = self._opened(row_group)
+        self._pool.ventilate(row_group=row_group)
+        return next(self._reader)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader.join()
+
+    def _opened(self, first: RowGroup) -> Reader:
+        """Petastorm reads the footers of all files that it is told of: it is told of one."""
+        try:
+            return Reader(_Files(self._filesystem), [first.path], worker_class=_worker_of(self._columns),
+                          reader_pool=self._pool, is_batched_reader=True, shuffle_row_groups=False)  # fmt: skip
+        except (OSError, pa.ArrowException, RuntimeError) as error:
+            raise IntegrityError(f"{first} cannot be read: {error}", next_step=REBUILD) from error
+
+
+def validate_num_rows(metadata: pq.FileMetaData, row_group: RowGroup) -> None:
     """Raises IntegrityError when a file's footer does not tell what the manifest tells of a row group."""
-    metadata = file.metadata
     if row_group.index >= metadata.num_row_groups:
         raise IntegrityError(f"{row_group} is not there: the file has {metadata.num_row_groups}", next_step=REBUILD)
     num_rows = metadata.row_group(row_group.index).num_rows
     if num_rows != row_group.num_rows:
         raise IntegrityError(f"{row_group} has {num_rows:,} rows, the manifest says {row_group.num_rows:,}", next_step=REBUILD)
-    missing = sorted(set(columns) - set(file.schema_arrow.names))
+
+
+def validate_columns(file: pq.ParquetFile, row_group: RowGroup, columns: Sequence[str]) -> None:
+    """Raises IntegrityError when a file lacks columns."""
+    names = file.schema_arrow.names
+    missing = sorted(set(columns) - set(names))
     if missing:
-        raise IntegrityError(
-            f"{row_group} lacks columns {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}",
-            next_step=REBUILD,
-        )
-
-
-def read_row_groups(files: fs.FileSystem, asked: Sequence[RowGroup], columns: Sequence[str]) -> Generator[pa.Table]:
-    """The asked row groups, in this order, each as a table with these columns.
-
-    Raises IntegrityError, naming file and row group, for one that is gone, cut or not as the manifest says."""
-    if not asked:
-        return
-    paths = list(dict.fromkeys(row_group.path for row_group in asked))
-    try:
-        reader = Reader(_Files(files), paths, worker_class=_worker_of(columns), reader_pool=_Pool(asked),
-                        is_batched_reader=True, shuffle_row_groups=False)  # fmt: skip
-    except (OSError, pa.ArrowException, RuntimeError) as error:
-        raise _named(files, asked, columns, error) from error
-    try:
-        yield from reader
-    finally:
-        reader.stop()
-        reader.join()
-
-
-def _named(files: fs.FileSystem, asked: Sequence[RowGroup], columns: Sequence[str], error: Exception) -> IntegrityError:
-    """Petastorm reads all footers at once and does not say whose was bad: the first that we find so."""
-    for row_group in asked:
-        try:
-            validate_footer(pq.ParquetFile(files.open_input_file(row_group.path)), row_group, columns)
-        except IntegrityError as found:
-            return found
-        except (OSError, pa.ArrowException) as found:
-            return IntegrityError(f"{row_group} cannot be read: {found}", next_step=REBUILD)
-    return IntegrityError(f"{asked[0]} and what follows cannot be read: {error}", next_step=REBUILD)
+        raise IntegrityError(f"{row_group} lacks columns {', '.join(missing)}; it has {', '.join(names)}", next_step=REBUILD)

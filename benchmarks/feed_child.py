@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,15 +25,15 @@ WINDOW = 16
 NUM_ROW_GROUPS = 1_000_000
 
 
-def build_feed(lake: Lake, manifest: Manifest, batch_size: int, rank: int = 0, ranks: int = 1) -> Feed:
-    """Over the whole table, with the settings that a recipe has by default."""
+def build_feed(lake: Lake, manifest: Manifest, batch_size: int, **options: Any) -> Feed:
+    """Over the whole table, in the order that a recipe has by default; without row ids, unless ``options`` ask for them."""
     order = Order(seed=17, batch_size=batch_size, window=WINDOW, lanes=plan.default_lanes(batch_size))
-    return Feed(lake=lake, manifest=manifest, split="train", order=order, rank=rank, ranks=ranks)
+    return Feed(lake=lake, manifest=manifest, split="train", order=order, **{"row_ids": False, **options})
 
 
 def serve_rank(folder: str, rank: int, ranks: int, batch_size: int) -> None:
     lake = Lake(Storage(folder))
-    feed = build_feed(lake, read_manifest(lake, "bench"), batch_size, rank, ranks)
+    feed = build_feed(lake, read_manifest(lake, "bench"), batch_size, rank=rank, ranks=ranks)
     for line in sys.stdin:
         asked = json.loads(line)
         tally = Tally(whole=asked["whole"])
@@ -55,7 +56,7 @@ def serve_plan(folder: str) -> None:
         if window.index == 0:
             share = plan.share(window, feed.order, 0)
             wanted = list(plan.reads(window, share.first, share.last))
-            assert len(wanted) == WINDOW
+            assert (len(wanted), len(share.rows())) == (WINDOW, window.num_rows)
         row_groups += len(window.row_groups)
         rows += window.num_rows
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds

@@ -66,7 +66,8 @@ class Tally:
         self._columns: npt.NDArray[np.uint64] | None = None
 
     def add(self, blocks: Iterable[npt.NDArray], label: npt.NDArray) -> None:
-        """``blocks`` are [rows, columns] or [rows], of four bytes a cell, in the columns' order."""
+        """``blocks`` are [rows, columns] or [rows], of four bytes a cell, in the columns' order. They are only iterated
+        over for a whole tally: what ``numpy()`` copies out of a tensor is no part of a contestant's work."""
         self._rows += len(label)
         self._label += int(_bits(label))
         if self._whole:

@@ -21,8 +21,8 @@ from training.feed.adapters import numpy_batches, tf_dataset, torch_dataset
 ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
 
 
-def feed_of(toy, rank=0, ranks=1):
-    return Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=ORDER, rank=rank, ranks=ranks)
+def feed_of(toy, rank=0, ranks=1, **options):
+    return Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=ORDER, rank=rank, ranks=ranks, **options)
 
 
 def as_numpy(feed, epoch=0, start_step=0):
@@ -64,6 +64,12 @@ def test_a_rank_without_rows_has_as_many_batches(write_toy, adapted):
     toy = write_toy({"train": [[2]]})
     parts = [adapted(feed_of(toy, rank, 3)) for rank in range(3)]
     assert [[batch["floats"].shape for batch in part] for part in parts] == [[(2, 2)], [(0, 2)], [(0, 2)]]
+
+
+@ADAPTERS
+def test_what_the_feed_does_not_read_is_no_column(write_toy, adapted):
+    first, *_ = adapted(feed_of(write_toy(), row_ids=False))
+    assert set(first) == {"floats", "ids", "label"}
 
 
 @pytest.fixture

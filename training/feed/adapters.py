@@ -2,10 +2,14 @@
 
 Each goes once over one epoch, from ``start_step`` on. An element is a dict of a batch's columns:
 
-    floats   float32 [rows, float columns]      ids      int32 [rows, id columns]
-    label    float32 [rows]                     weight   float32 [rows], if the table has one
-    row_id   int64 [rows]                       arrays   {column: float32 [rows, *shape]}, if there are any
-    tokens   {column: int32 [rows, length]}     images   {column: bytes of a file [rows]}, if there are any
+    floats   float32 [rows, float columns]
+    ids      int32 [rows, id columns]
+    label    float32 [rows]
+    weight   float32 [rows], if the table has one
+    row_id   int64 [rows], if the feed reads them
+    arrays   {column: float32 [rows, *shape]}, if there are any
+    tokens   {column: int32 [rows, length]}, if there are any
+    images   {column: bytes of a file [rows]}, if there are any
 
 The last batch may be short, and a rank's part of a batch may have no row. Where an iterator is left early, close it or
 drop it: that ends the feed's thread.
@@ -32,7 +36,7 @@ def numpy_batches(feed: Feed, epoch: int, start_step: int = 0) -> Generator[Colu
     """Arrays of numpy; an image is a bytes object. Raises what ``Feed.epoch`` raises."""
     with closing(feed.epoch(epoch, start_step)) as batches:
         for batch in batches:
-            yield _columns(batch)
+            yield _columns(batch, row_ids=feed.row_ids)
 
 
 def tf_dataset(feed: Feed, epoch: int, start_step: int = 0) -> tf.data.Dataset:
@@ -50,8 +54,9 @@ def tf_dataset(feed: Feed, epoch: int, start_step: int = 0) -> tf.data.Dataset:
         "floats": spec((len(manifest.float_columns),), tf.float32),
         "ids": spec((len(manifest.id_columns),), tf.int32),
         "label": spec((), tf.float32),
-        "row_id": spec((), tf.int64),
     }
+    if feed.row_ids:
+        signature["row_id"] = spec((), tf.int64)
     if manifest.weight:
         signature["weight"] = spec((), tf.float32)
     for key, kind, dtype in (("arrays", "array", tf.float32), ("tokens", "tokens", tf.int32), ("images", "image", tf.string)):
@@ -97,8 +102,10 @@ def torch_dataset(feed: Feed, epoch: int, start_step: int = 0) -> Any:
     return FeedDataset()
 
 
-def _columns(batch: Batch) -> Columns:
-    columns: Columns = {"floats": batch.floats, "ids": batch.ids, "label": batch.label, "row_id": batch.row_id}
+def _columns(batch: Batch, *, row_ids: bool) -> Columns:
+    columns: Columns = {"floats": batch.floats, "ids": batch.ids, "label": batch.label}
+    if row_ids:
+        columns["row_id"] = batch.row_id
     if batch.weight is not None:
         columns["weight"] = batch.weight
     groups = {"arrays": batch.arrays, "tokens": batch.tokens, "images": batch.images}

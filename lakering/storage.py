@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from lakering.errors import InputError, IntegrityError, SettingError
+from lakering.errors import InputError, IntegrityError, LakeringError, SettingError
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -148,7 +148,8 @@ class Storage:
 
     @contextmanager
     def _reached(self, path: str) -> Iterator[None]:
-        """Away from this machine, a refused or broken connection is an error that says what to look at."""
+        """Away from this machine, a refused or broken connection is an error that says what to look at. It is no
+        InputError: nobody may take what cannot be reached for what is not there."""
         try:
             yield
         except FileNotFoundError:
@@ -158,7 +159,7 @@ class Storage:
                 raise
             chosen = ", ".join(f"{name} {value}" for name, value in vars(self.settings).items() if value) or "none"
             look = f"check the URL, the storage settings ({chosen}), the rights and the network; {CREDENTIALS}"
-            raise InputError(f"{self._scheme}://{path}: {error}", next_step=look) from error
+            raise LakeringError(f"{self._scheme}://{path}: {error}", next_step=look) from error
 
     def exists(self, *parts: str) -> bool:
         path = self.path(*parts)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lakering.errors import IntegrityError, LakeringError
+from lakering.errors import InputError, IntegrityError
 from lakering.lake import Lake
 
 Arrays = dict[str, npt.NDArray]
@@ -52,7 +52,7 @@ def read_arrays(lake: Lake, facts: dict[str, Any], *parts: str) -> Arrays:
     where = lake.storage.path(*parts)
     try:
         content = lake.storage.read(*parts)
-    except LakeringError as error:
+    except InputError as error:
         raise IntegrityError(f"{where} cannot be read: {error.message}") from None
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
         raise IntegrityError(f"{where} does not have the checksum that was written beside it")

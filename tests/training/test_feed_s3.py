@@ -1,0 +1,190 @@
+"""A lake on S3: a real server in a process of its own, which checks every request's signature."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+
+import boto3
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from lakering.errors import IntegrityError, LakeringError
+from lakering.lake import Lake
+from lakering.manifest import read_manifest, validate_files
+from lakering.storage import Storage, StorageSettings
+from training.checkpoint import Checkpoint, newest_checkpoint, read_arrays, write_checkpoint
+from training.feed import Feed, Order
+
+REGION = "eu-west-1"
+ALLOWED = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]})
+ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
+
+
+class Server:
+    """Where the server is, and the one user that it knows."""
+
+    def __init__(self, endpoint: str, key: str, secret: str) -> None:
+        self.endpoint, self.key, self.secret = endpoint, key, secret
+
+    @property
+    def settings(self) -> StorageSettings:
+        return StorageSettings(endpoint=self.endpoint, region=REGION, path_style=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=stream, stderr=stream
+        )
+    try:
+        endpoint = _endpoint_of(process, log)
+        client = {"endpoint_url": endpoint, "region_name": REGION, "aws_access_key_id": "setup", "aws_secret_access_key": "setup"}
+        boto3.client("s3", **client).create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
+        users = boto3.client("iam", **client)
+        users.create_user(UserName="trainer")
+        users.put_user_policy(UserName="trainer", PolicyName="all", PolicyDocument=ALLOWED)
+        made = users.create_access_key(UserName="trainer")["AccessKey"]
+        # From here on, no request more is let in without that user's signature.
+        urllib.request.urlopen(
+            urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+        ).close()
+        yield Server(endpoint, made["AccessKeyId"], made["SecretAccessKey"])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _endpoint_of(process, log, patience: float = 60) -> str:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"Running on (http://\S+)", log.read_text())
+        if found:
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not start: {log.read_text()}")
+
+
+@pytest.fixture
+def credentials(server, monkeypatch):
+    """Stands in the environment alone, as on a cluster."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def storage(server, credentials, request) -> Storage:
+    return Storage(f"s3://bucket/{re.sub('[^a-z0-9]+', '-', request.node.originalname)}", server.settings)
+
+
+@pytest.fixture
+def toy(write_toy, storage):
+    """The toy's lake, copied to S3 file by file; its ``lake`` is the one on S3."""
+    made = write_toy()
+    fs.copy_files(
+        made.lake.storage.root, storage.path(), source_filesystem=fs.LocalFileSystem(), destination_filesystem=storage.filesystem
+    )
+    return replace(made, lake=Lake(storage))
+
+
+def test_files_are_written_found_read_and_removed(storage):
+    storage.write(b"old", "folder", "file")
+    storage.write(b"new", "folder", "file")
+    storage.write_json({"a": 1}, "folder", "below", "other.json")
+    assert (storage.read("folder", "file"), storage.read_json("folder", "below", "other.json")) == (b"new", {"a": 1})
+    assert storage.list("folder") == ["below", "file"]
+    assert (storage.exists("folder", "file"), storage.exists("folder"), storage.exists("nowhere")) == (True, True, False)
+    assert storage.list("nowhere") == []
+    assert sorted(info.path for info in storage.walk()) == [
+        storage.path("folder", "below", "other.json"),
+        storage.path("folder", "file"),
+    ]
+    storage.delete("folder", "below")
+    storage.delete("nowhere")
+    assert storage.list("folder") == ["file"]
+
+
+@pytest.mark.parametrize(("key", "secret"), [("AKIAUNKNOWNKEYOFNOBODY", None), (None, "hidden-secret-of-nobody")])
+@pytest.mark.parametrize("operation", ["exists", "list", "read", "delete", "write"])
+def test_a_wrong_key_is_an_error_that_says_where_to_look_and_holds_no_key(server, storage, monkeypatch, operation, key, secret):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key or server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret or server.secret)
+    with pytest.raises(LakeringError) as caught:
+        getattr(storage, operation)(*([b"content"] if operation == "write" else []), "file")
+    text = str(caught.value)
+    assert re.match(r"s3://bucket/.*/file: .*(ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|403)", text)
+    assert f"endpoint {server.endpoint}, region {REGION}" in text
+    assert "AWS_ACCESS_KEY_ID" in text
+    assert not {found for found in (key, secret, server.key, server.secret) if found and found in text}
+
+
+def test_a_server_that_is_not_there_is_not_an_empty_lake(server, credentials):
+    gone = Storage("s3://bucket/lake", replace(server.settings, endpoint="http://127.0.0.1:1"))
+    with pytest.raises(
+        LakeringError, match=r"(?s)s3://bucket/lake/snapshots/toy: .*NETWORK_CONNECTION.*endpoint http://127\.0\.0\.1:1"
+    ):
+        read_manifest(Lake(gone), "toy")
+    with pytest.raises(LakeringError, match="NETWORK_CONNECTION") as caught:
+        read_arrays(Lake(gone), {"sha256": "", "names": []}, "weights.npz")
+    assert not isinstance(caught.value, IntegrityError)  # else training would go back to an older checkpoint
+
+
+def batches_of(lake, manifest, rank=0, ranks=1):
+    return list(Feed(lake=lake, manifest=manifest, split="train", order=ORDER, rank=rank, ranks=ranks).epoch(0))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_feed_hands_out_the_same_bytes_as_from_a_local_disk(toy, ranks):
+    manifest = read_manifest(toy.lake, "toy")
+    validate_files(toy.lake, manifest)
+    local = Lake(Storage(str(toy.folder / "lake")))
+    for rank in range(ranks):
+        for far, near in zip(batches_of(toy.lake, manifest, rank, ranks), batches_of(local, manifest, rank, ranks), strict=True):
+            for part in ("floats", "ids", "label", "row_id", "output"):
+                np.testing.assert_array_equal(getattr(far, part), getattr(near, part))
+
+
+def test_a_file_that_vanished_or_was_replaced_is_named(toy):
+    parts = (toy.manifest.table, "train-1.parquet")
+    toy.lake.storage.write(toy.lake.storage.read(toy.manifest.table, "train-0.parquet"), *parts)
+    with pytest.raises(IntegrityError, match=r"train-1\.parquet"):
+        batches_of(toy.lake, toy.manifest)
+    toy.lake.storage.delete(*parts)
+    for use in (validate_files, batches_of):
+        with pytest.raises(IntegrityError, match=r"train-1\.parquet"):
+            use(toy.lake, toy.manifest)
+
+
+def test_checkpoints_are_written_pruned_and_read_back(storage):
+    lake, run = Lake(storage), ("runs", "toy", "r1")
+    for step in (5, 10, 15):
+        write_checkpoint(lake, run, Checkpoint({"w": np.full(3, step, np.float32)}, {}, {"global_step": step}), keep=2)
+    found, passed_over = newest_checkpoint(lake, run)
+    assert found is not None
+    assert (found.global_step, found.weights["w"].tolist(), passed_over) == (15, [15, 15, 15], [])
+    assert storage.list(*run, "checkpoints") == ["0000000010", "0000000015"]
+
+
+def test_a_training_reads_and_writes_a_lake_on_s3_and_tells_no_key(server, toy, run_job, tmp_path):
+    settings = f"storage: {{endpoint: '{server.endpoint}', region: {REGION}, path_style: true}}"
+    recipe = tmp_path / "s3.yaml"
+    recipe.write_text(toy.recipe.read_text().replace("lake: lake", f"lake: '{toy.lake.storage.root}'\n{settings}"))
+    done = run_job("train", "--recipe", recipe, "--summary", tmp_path / "train.json", "--log-json")
+    assert done.returncode == 0, done.stderr
+    (run,) = toy.lake.storage.list("runs", "toy")
+    record = toy.lake.storage.read("runs", "toy", run, "record.json").decode()
+    assert json.loads(record)["status"] == "complete"
+    told = [record, (tmp_path / "train.json").read_text(), done.stdout, done.stderr]
+    for text in told:
+        assert server.key not in text
+        assert server.secret not in text

@@ -134,14 +134,6 @@ def test_windows_between_outputs_are_those_that_hold_them(counts, order, epoch, 
 
 
 @settings(deadline=None)
-@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 4))
-def test_no_windows_in_sequence_hold_more_rows_than_is_said(counts, order, epoch, together):
-    windows = plan.cut_windows(counts, order, epoch)
-    sums = [sum(w.num_rows for w in windows[i : i + together]) for i in range(len(windows))]
-    assert windows.most_rows(together) == max(sums)
-
-
-@settings(deadline=None)
 @given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6), st.integers(0, 30))
 def test_a_resumed_epoch_is_the_rest_on_any_number_of_ranks(counts, order, epoch, ranks, step):
     ranks = min(ranks, order.lanes)

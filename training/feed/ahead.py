@@ -49,7 +49,7 @@ class Loading:
         self.index = self.share.rows(np.concatenate([nothing, *(piece.lies_at for piece in self.pieces)]))
 
 
-#: Reads a piece to its place.
+#: Brings a piece to its place, if it is not there.
 Fill = Callable[[Piece], None]
 
 
@@ -118,7 +118,7 @@ class ReadAhead:
             with self._open_fill() as fill:
                 while (task := self._next_task()) is not None:
                     loading, piece = task
-                    if piece is not None and not piece.place.filled:
+                    if piece is not None:
                         fill(piece)
                     self._done(loading, piece)
         except BaseException as error:

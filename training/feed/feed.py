@@ -8,18 +8,22 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import fs
 
 from lakering.errors import SettingError
 from lakering.lake import Lake
 from lakering.manifest import Manifest
+from lakering.names import fingerprint
 from training.feed import plan
 from training.feed.ahead import Fill, Loading, Piece, ReadAhead
 from training.feed.arena import Arena
 from training.feed.batch import Batch, batch_of
 from training.feed.blocks import Part, pack, parts_of, room_for, take
+from training.feed.disk import DiskCache
 from training.feed.plan import Order, Share, Window, Windows
 from training.feed.reader import RowGroup, RowGroupReader
 
@@ -29,13 +33,15 @@ MIB = 1 << 20
 @dataclass
 class FeedStatistics:
     """What a feed did: rows handed out; row groups read, how many of them another rank reads too, and their bytes in the
-    files; seconds that the caller waited for input and that were spent in the feed's generator altogether (from first to
-    last batch, the caller's own work included)."""
+    files; row groups found, or not found, in the cache; seconds that the caller waited for input and that were spent in
+    the feed's generator altogether (from first to last batch, the caller's own work included)."""
 
     rows: int = 0
     row_groups: int = 0
     row_groups_shared: int = 0
     bytes_read: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     waited: float = 0.0
     elapsed: float = 0.0
 
@@ -43,14 +49,20 @@ class FeedStatistics:
     def waiting_share(self) -> float:
         return self.waited / self.elapsed if self.elapsed else 0.0
 
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.elapsed if self.elapsed else 0.0
+
 
 @dataclass(kw_only=True)
 class Feed:
     """The batches of one split, for rank ``rank`` of ``ranks``.
 
-    At most two windows / ranks, two row groups and ``read_ahead`` MiB are held. ``drop_last`` leaves out a short last
-    batch. ``row_ids=False``: nobody asks for row ids, so they are not read. ``reading_threads`` beyond the first are
-    started only if the read-ahead has room for their row groups; the order is the same whatever their number."""
+    At most two windows / ranks, two row groups, ``read_ahead`` MiB and the memory cache are held, until ``close``.
+    ``drop_last`` leaves out a short last batch. ``row_ids=False``: nobody asks for row ids, so they are not read.
+    ``reading_threads`` beyond the first are started only if the read-ahead has room for their row groups; the order is
+    the same whatever their number. ``cache`` keeps row groups as batches need them, up to ``cache_mib`` MiB: in this
+    rank's ``memory``, or in files of ``cache_folder`` on the ``disk``, which ranks and trainings may share."""
 
     lake: Lake
     manifest: Manifest
@@ -62,6 +74,9 @@ class Feed:
     row_ids: bool = True
     reading_threads: int = 1
     read_ahead: int = 64
+    cache: Literal["none", "memory", "disk"] = "none"
+    cache_mib: int = 4096
+    cache_folder: str | None = None
     statistics: FeedStatistics = field(default_factory=FeedStatistics)
 
     def __post_init__(self) -> None:
@@ -73,7 +88,11 @@ class Feed:
         self._files, self._file_of = paths.dictionary, paths.indices.to_numpy()
         self._indices, self._counts = groups["row_group"].to_numpy(), groups["num_rows"].to_numpy()
         self._parts: tuple[Part, ...] = parts_of(self.manifest, self.row_ids)
+        self._row_bytes = max(sum(part.row_bytes for part in self._parts) + self._image_bytes(groups), 1)
+        self._arena: Arena | None = None
         self._lock = Lock()
+        self._modified: dict[str, fs.FileInfo] = {}
+        self._disk = self._disk_cache() if self.cache == "disk" else None
 
     @property
     def num_rows(self) -> int:
@@ -101,13 +120,19 @@ class Feed:
         started = time.perf_counter()
         if start_step >= self.num_steps:
             return
-        arena = self._arena(windows)
-        with closing(ReadAhead(shares, arena, partial(self._open_fill, arena), self._threads)) as ahead:
-            try:
-                yield from self._batches(ahead, arena, windows, epoch, start_step)
-            finally:
-                self.statistics.waited += ahead.waited
-                self.statistics.elapsed += time.perf_counter() - started
+        arena, self._arena = self._arena or self._new_arena(), None  # a second epoch at the same time has its own
+        ahead = ReadAhead(shares, arena, partial(self._open_fill, arena), self._threads)
+        try:
+            yield from self._batches(ahead, arena, windows, epoch, start_step)
+        finally:
+            ahead.close()
+            self._arena = self._arena or arena
+            self.statistics.waited += ahead.waited
+            self.statistics.elapsed += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Gives back the memory that is kept from epoch to epoch. The feed can be used again."""
+        self._arena = None
 
     def row_group(self, number: int) -> RowGroup:
         path = f"{self._folder}/{self._files[int(self._file_of[number])].as_py()}"
@@ -126,21 +151,44 @@ class Feed:
         return int(self._counts.max())
 
     @property
-    def _row_bytes(self) -> int:
-        return max(sum(part.row_bytes for part in self._parts), 1)
-
-    @property
     def _threads(self) -> int:
         """Each further thread holds a row group, which the read-ahead must have room for."""
         return max(1, min(self.reading_threads, 1 + self.read_ahead * MIB // (self._largest * self._row_bytes)))
 
-    def _arena(self, windows: Windows) -> Arena:
+    def _new_arena(self) -> Arena:
         first, last = plan.lanes_of(self.rank, self.ranks, self.order.lanes)
-        two_windows = (windows.most_rows(2) // self.order.lanes + 2) * (last - first)
+        two_windows = int(np.sort(self._counts)[-2 * self.order.window :].sum())
         beyond = self.read_ahead * MIB // self._row_bytes - (self._threads - 1) * self._largest
-        # Places do not wrap round: up to a row group is lost at the ring's end.
-        ring = min(two_windows + max(beyond, 0), self.num_rows) + self._largest
-        return Arena(self._parts, self._counts, kept_rows=0, ring_rows=ring)
+        # A lane more or less for each window; and places do not wrap round: up to a row group is lost at the ring's end.
+        ring = min((two_windows // self.order.lanes + 2) * (last - first) + max(beyond, 0), self.num_rows) + self._largest
+        kept = min(self.cache_mib * MIB // self._row_bytes, self.num_rows) if self.cache == "memory" else 0
+        return Arena(self._parts, self._counts, kept_rows=kept, ring_rows=0 if kept == self.num_rows else ring)
+
+    def _image_bytes(self, groups: pa.Table) -> int:
+        """Bytes that a row's images take, on an average: at most what its file takes."""
+        if not any(part.dtype.hasobject for part in self._parts):
+            return 0
+        files = groups.group_by("path").aggregate([("file_bytes", "max"), ("num_rows", "sum")])
+        return int(pa.compute.sum(files["file_bytes_max"]).as_py() or 0) // max(self.num_rows, 1)
+
+    def _disk_cache(self) -> DiskCache:
+        if self.cache_folder is None:
+            raise SettingError("the feed's disk cache needs a folder")
+        if any(part.dtype.hasobject for part in self._parts):
+            images = ", ".join(c.name for c in self.manifest.binary_columns if c.kind == "image")
+            raise SettingError(f"the feed's disk cache holds no images ({images})", next_step="take cache: memory, or none")
+        return DiskCache(self.cache_folder, self.cache_mib * MIB, self._parts)
+
+    def _key(self, source: RowGroup) -> str | None:
+        """Names all that a packed row group is made of. None for a file that is not there."""
+        if source.path not in self._modified:
+            self._modified[source.path] = self.lake.storage.filesystem.get_file_info(source.path)
+        info = self._modified[source.path]
+        if not info.is_file:
+            return None
+        file = [self.lake.storage.root, source.path, info.size, info.mtime_ns, source.index, source.num_rows]
+        columns = [self.columns, [[part.name, part.dtype.str, part.shape] for part in self._parts], self.manifest.schema_hash]
+        return fingerprint([file, columns], length=32)
 
     @contextmanager
     def _open_fill(self, arena: Arena) -> Iterator[Fill]:
@@ -149,11 +197,31 @@ class Feed:
             yield partial(self._fill, arena, reader)
 
     def _fill(self, arena: Arena, reader: RowGroupReader, piece: Piece) -> None:
-        source = self.row_group(piece.row_group)
+        place, source = piece.place, self.row_group(piece.row_group)
+        key = self._key(source) if self._disk is not None else None
+        found = place.filled or (
+            self._disk is not None
+            and key is not None
+            and self._disk.read(key, source.num_rows, piece.first, piece.last, arena.rows, place.at)
+        )
+        if not found:
+            self._read(arena, reader, piece, source, key)
+        with self._lock:
+            self.statistics.cache_hits += found
+            self.statistics.cache_misses += not found and self.cache != "none"
+
+    def _read(self, arena: Arena, reader: RowGroupReader, piece: Piece, source: RowGroup, key: str | None) -> None:
         table, size = reader.read(source)
-        if not piece.place.kept:
-            table = table.slice(piece.first, piece.last - piece.first)
-        pack(arena.rows, piece.place.at, table, self.manifest, source)
+        place, num_rows = piece.place, piece.last - piece.first
+        if self._disk is not None and key is not None and num_rows < source.num_rows:
+            whole = room_for(self._parts, source.num_rows)
+            pack(whole, 0, table, self.manifest, source)
+            self._disk.write(key, source.num_rows, whole, 0)
+            take(whole, np.arange(piece.first, piece.last), {n: a[place.at : place.at + num_rows] for n, a in arena.rows.items()})
+        else:
+            pack(arena.rows, place.at, table if place.kept else table.slice(piece.first, num_rows), self.manifest, source)
+            if self._disk is not None and key is not None:
+                self._disk.write(key, source.num_rows, arena.rows, place.at)
         with self._lock:
             self.statistics.row_groups += 1
             self.statistics.row_groups_shared += piece.first > 0

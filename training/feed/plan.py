@@ -119,11 +119,6 @@ class Windows(Sequence[Window]):
             if window.num_rows and window.last_output > first_output:
                 yield window
 
-    def most_rows(self, together: int) -> int:
-        """The most rows that so many windows hold, one after the other."""
-        ends = np.append(self._bounds[: -1 : self._size], self._bounds[-1])
-        return int((ends[together:] - ends[:-together]).max()) if len(ends) > together else int(self._bounds[-1])
-
 
 def cut_windows(row_counts: npt.ArrayLike, order: Order, epoch: int) -> Windows:
     """The windows of an epoch, in the order in which they are read."""

@@ -80,19 +80,21 @@ class Stream:
             yield from _without_bom(_split(_transcoded(self.chunks(), encoding)))
 
     def records(self) -> Iterator[list[str]]:
-        """CSV records, a quoted cell over several lines in one. Raises InputError for a quote that is never closed."""
-        first, last = 1, 0
+        """CSV records, a quoted cell over several lines in one; a line of nothing but space is an empty one. Raises InputError
+        for a quote that is never closed."""
+        first, last, is_blank = 1, 0, False
 
         def texts() -> Iterator[str]:
-            nonlocal last
+            nonlocal last, is_blank
             for line in self.lines():
-                last += 1
+                last, is_blank = last + 1, not line.strip(SPACES.encode())
                 # Carriage returns are left in: inside a quoted cell they belong to it.
                 yield line.decode("utf-8", "surrogateescape") + "\n"
 
         try:
             for record in _records(texts(), self.dialect):
-                yield record
+                # Of a quoted space the cell is the same, the line is not; and where spaces delimit, they make cells.
+                yield [] if is_blank and len(record) < 2 else record
                 first = last + 1
         except csv.Error as error:
             raise InputError(
@@ -148,7 +150,7 @@ def _escaped_records(lines: Iterator[str], delimiter: str, quote: str, escape: s
                 end = 0 if at >= 0 else len(line)
                 cells.append(line[start:at] if at >= 0 else line[start:-1].removesuffix("\r"))
             at += len(delimiter)
-        yield cells if len(cells) > 1 or cells[0].strip(SPACES) or quote in line else []
+        yield cells
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -194,8 +196,7 @@ def line_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
 
 def record_batches(stream: Stream, skip: int) -> Iterator[pa.RecordBatch]:
     """All records but the first ``skip`` and blank ones, as ``RECORDS``; numbers count from 1."""
-    numbered = ((number, record) for number, record in enumerate(stream.records(), start=1)
-                if number > skip and record and (len(record) > 1 or not record[0] or record[0].strip(SPACES)))  # fmt: skip
+    numbered = ((number, record) for number, record in enumerate(stream.records(), start=1) if number > skip and record)
     for rows in _batches(numbered):
         numbers = [number for number, _ in rows]
         cells = [[cell.encode("utf-8", "surrogateescape") for cell in record] for _, record in rows]

@@ -3,8 +3,9 @@
 A table of 26 float32, 13 int32 and a label, written as examples are (benchmarks/feed_table.py), in a temporary folder.
 Every contestant runs once untimed, then they take turns; what each handed on is compared with what was written: in the
 untimed turn the sums of all columns' bits, in the others row count and label. Figures are medians. Speeds are in rows
-per second, `_cpu` beside them per CPU-second of all threads; ratios are speeds, so that more is better, but for
-feed_plan and feed_step. The scan is one thread of pyarrow over the same columns, row group by row group.
+per second; `_cpu` beside a figure is the same in CPU-seconds of all threads, which other work on the machine disturbs
+less. Ratios are speeds, so that more is better, but for feed_step. The scan is one thread of pyarrow over the same
+columns, row group by row group.
 
 feed_first_epoch       shuffled batches of 4096 as tensors, nothing cached; limit: the scan
 feed_first_epoch_cpu   the same per CPU-second
@@ -39,7 +40,9 @@ UNITS = {
     "rows/CPU-s": lambda turn: turn.rows / turn.cpu_seconds,
     "s": lambda turn: turn.seconds,
     "ms": lambda turn: 1000 * turn.seconds / turn.steps,
+    "CPU-ms": lambda turn: 1000 * turn.cpu_seconds / turn.steps,
 }
+CPU_UNITS = {"rows/s": "rows/CPU-s", "ms": "CPU-ms"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def summarize(figure: Figure, turns: dict[str, list[Turn]]) -> dict[str, float |
     digits = 0 if figure.unit.startswith("rows") else 3
     found = {side: _rounded(value, digits) for side, value in values.items()}
     found |= {f"ratio_{side}": _rounded(_ratio(values["ours"], values[side]), 3) for side in ("peer", "limit")}
-    if figure.unit == "rows/s":
-        found |= {f"{side}_cpu": _rounded(value, 0) for side, value in _medians(figure, turns, "rows/CPU-s").items()}
+    if unit := CPU_UNITS.get(figure.unit):
+        found |= {f"{side}_cpu": _rounded(value, digits) for side, value in _medians(figure, turns, unit).items()}
     peaks = [turn.peak_mib for turn in turns[figure.ours] if turn.peak_mib is not None]
     return found | ({"peak_mib": round(statistics.median(peaks))} if peaks else {})
 

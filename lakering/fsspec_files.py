@@ -15,7 +15,7 @@ from lakering.errors import SettingError
 
 
 def is_known(scheme: str) -> bool:
-    return scheme in fsspec.available_protocols()
+    return scheme in fsspec.available_protocols() or scheme in fsspec.registry
 
 
 def open_url(url: str) -> tuple[fs.FileSystem, str]:
@@ -35,13 +35,17 @@ class _Handler(fs.FSSpecHandler):
     def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
         return [self._dated(info) for info in super().get_file_info(paths)]
 
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        return [self._dated(info) for info in super().get_file_info_selector(selector)]
+
     def _dated(self, info: fs.FileInfo) -> fs.FileInfo:
         if not info.is_file or info.mtime is not None:
             return info
         try:
             modified = self.fs.modified(info.path)
         except NotImplementedError:
-            return info
+            # The newest of two snapshots, and a build that somebody works on, are known by it.
+            raise SettingError(f"{self.get_type_name()}: it tells no times of writing, and cannot hold a lake") from None
         return fs.FileInfo(info.path, info.type, size=info.size, mtime=modified)
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:

@@ -71,6 +71,14 @@ class StorageSettings:
             arguments["region"] = self.region
         return arguments
 
+    def for_delta(self) -> dict[str, str]:
+        """The same settings as delta-rs takes them (``storage_options``)."""
+        options = {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": str(not self.path_style).lower()}
+        if self.endpoint:
+            endpoint = self.endpoint if "//" in self.endpoint else f"https://{self.endpoint}"
+            options |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+        return options | ({"AWS_REGION": self.region} if self.region else {})
+
 
 @dataclass(frozen=True)
 class Storage:

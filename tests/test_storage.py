@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from lakering.errors import BusyError, IntegrityError, SettingError, StageError
 from lakering.lake import Lake
@@ -93,6 +96,7 @@ def test_a_file_system_that_fsspec_names_holds_a_lake(memory):
     assert memory.list("folder") == ["file", "other.json"]
     assert (memory.exists("folder"), memory.exists("nowhere"), memory.list("nowhere")) == (True, False, [])
     assert [info.path for info in memory.walk()] == [memory.path("folder", "file"), memory.path("folder", "other.json")]
+    assert all(info.mtime for info in memory.walk())
     memory.delete("folder", "file")
     assert memory.list("folder") == ["other.json"]
 
@@ -102,6 +106,18 @@ def test_the_newest_snapshot_is_found_where_fsspec_keeps_the_time(memory):
     for rows in range(1, 9):  # their names are hashes: the order of names is not that of writing
         written = manifest(rows).write(lake)
     assert read_manifest(lake, "trips").id == written
+
+
+def test_a_file_system_that_tells_no_times_is_refused_since_the_newest_could_not_be_known():
+    class Timeless(MemoryFileSystem):
+        protocol = "timeless"
+        modified = AbstractFileSystem.modified
+
+    fsspec.register_implementation("timeless", Timeless, clobber=True)
+    storage = Storage("timeless://folder")
+    storage.write(b"x", "file")
+    with pytest.raises(SettingError, match=r"timeless: it tells no times of writing"):
+        list(storage.walk())
 
 
 def test_a_scheme_whose_package_is_not_installed_names_it():

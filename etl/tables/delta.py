@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -15,6 +15,9 @@ from lakering.lake import Lake
 from schemas import Column, Contract
 from schemas.contract import MODIFIED
 from schemas.expressions import quote_name
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable as DeltaLog
 
 PROVENANCE_FIELDS = [
     T.StructField("_source", T.StringType(), False),
@@ -127,13 +130,19 @@ def table_id(lake: Lake, table: str) -> str | None:
 
 def table_version(lake: Lake, table: str) -> tuple[str, int]:
     """A table's id and version, read from its log without a JVM. Raises StageError when it is missing."""
-    path = lake.storage.path(*lake.table(table))
     if not lake.storage.exists(*lake.table(table), "_delta_log"):
         raise _missing(lake, table)
+    log = open_log(lake, lake.table(table))
+    return str(log.metadata().id), log.version()
+
+
+def open_log(lake: Lake, table: tuple[str, ...]) -> DeltaLog:
+    """A table's log, read without a JVM."""
     from deltalake import DeltaTable as DeltaLog
 
-    log = DeltaLog(lake.storage.uri(*lake.table(table)) if not lake.storage.is_local else path)
-    return str(log.metadata().id), log.version()
+    storage = lake.storage
+    return (DeltaLog(storage.path(*table)) if storage.is_local
+            else DeltaLog(storage.uri(*table), storage_options=storage.settings.for_delta()))  # fmt: skip
 
 
 def read_commits(lake: Lake, table: str, after: int) -> list[list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable as DeltaLog
 from tqdm import tqdm
 
+from etl.tables.delta import open_log
 from etl.tables.example_layout import RETENTION, RETENTION_PROPERTIES
 from lakering.errors import IntegrityError
 from lakering.lake import Lake
@@ -53,8 +54,10 @@ def set_retention(lake: Lake, table: tuple[str, ...], properties: Mapping[str, s
 
 
 def _open(lake: Lake, table: tuple[str, ...]) -> DeltaLog:
+    if not lake.storage.exists(*table, "_delta_log"):  # asked of the storage, which says so when it is out of reach
+        raise IntegrityError(f"the log of {lake.storage.path(*table)} is gone", next_step=REBUILD)
     try:
-        return DeltaLog(lake.storage.path(*table) if lake.storage.is_local else lake.storage.uri(*table))
+        return open_log(lake, table)
     except Exception as error:
         raise IntegrityError(f"the log of {lake.storage.path(*table)} cannot be read: {error}", next_step=REBUILD) from None
 

@@ -1,17 +1,11 @@
-"""A lake on S3: a real server in a process of its own, which checks every request's signature."""
+"""A lake on S3, as the training room uses it."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 
-import boto3
 import numpy as np
 import pytest
 from pyarrow import fs
@@ -19,72 +13,13 @@ from pyarrow import fs
 from lakering.errors import IntegrityError, LakeringError
 from lakering.lake import Lake
 from lakering.manifest import read_manifest, validate_files
-from lakering.storage import Storage, StorageSettings
+from lakering.storage import Storage
+from tests import s3
 from training.checkpoint import Checkpoint, newest_checkpoint, read_arrays, write_checkpoint
 from training.feed import Feed, Order
 
-REGION = "eu-west-1"
-ALLOWED = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]})
 ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
-
-
-class Server:
-    """Where the server is, and the one user that it knows."""
-
-    def __init__(self, endpoint: str, key: str, secret: str) -> None:
-        self.endpoint, self.key, self.secret = endpoint, key, secret
-
-    @property
-    def settings(self) -> StorageSettings:
-        return StorageSettings(endpoint=self.endpoint, region=REGION, path_style=True)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=stream, stderr=stream
-        )
-    try:
-        endpoint = _endpoint_of(process, log)
-        client = {"endpoint_url": endpoint, "region_name": REGION, "aws_access_key_id": "setup", "aws_secret_access_key": "setup"}
-        boto3.client("s3", **client).create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
-        users = boto3.client("iam", **client)
-        users.create_user(UserName="trainer")
-        users.put_user_policy(UserName="trainer", PolicyName="all", PolicyDocument=ALLOWED)
-        made = users.create_access_key(UserName="trainer")["AccessKey"]
-        # From here on, no request more is let in without that user's signature.
-        urllib.request.urlopen(
-            urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
-        ).close()
-        yield Server(endpoint, made["AccessKeyId"], made["SecretAccessKey"])
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _endpoint_of(process, log, patience: float = 60) -> str:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"Running on (http://\S+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.05)
-    raise AssertionError(f"the server did not start: {log.read_text()}")
-
-
-@pytest.fixture
-def credentials(server, monkeypatch):
-    """Stands in the environment alone, as on a cluster."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-@pytest.fixture
-def storage(server, credentials, request) -> Storage:
-    return Storage(f"s3://bucket/{re.sub('[^a-z0-9]+', '-', request.node.originalname)}", server.settings)
+server, credentials, storage = s3.server, s3.credentials, s3.storage
 
 
 @pytest.fixture
@@ -123,7 +58,7 @@ def test_a_wrong_key_is_an_error_that_says_where_to_look_and_holds_no_key(server
         getattr(storage, operation)(*([b"content"] if operation == "write" else []), "file")
     text = str(caught.value)
     assert re.match(r"s3://bucket/.*/file: .*(ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|403)", text)
-    assert f"endpoint {server.endpoint}, region {REGION}" in text
+    assert f"endpoint {server.endpoint}, region {s3.REGION}" in text
     assert "AWS_ACCESS_KEY_ID" in text
     assert not {found for found in (key, secret, server.key, server.secret) if found and found in text}
 
@@ -176,7 +111,7 @@ def test_checkpoints_are_written_pruned_and_read_back(storage):
 
 
 def test_a_training_reads_and_writes_a_lake_on_s3_and_tells_no_key(server, toy, run_job, tmp_path):
-    settings = f"storage: {{endpoint: '{server.endpoint}', region: {REGION}, path_style: true}}"
+    settings = f"storage: {{endpoint: '{server.endpoint}', region: {s3.REGION}, path_style: true}}"
     recipe = tmp_path / "s3.yaml"
     recipe.write_text(toy.recipe.read_text().replace("lake: lake", f"lake: '{toy.lake.storage.root}'\n{settings}"))
     done = run_job("train", "--recipe", recipe, "--summary", tmp_path / "train.json", "--log-json")

@@ -10,6 +10,10 @@ columns, row group by row group.
 feed_first_epoch       shuffled batches of 4096 as tensors, nothing cached; limit: the scan
 feed_first_epoch_cpu   the same per CPU-second
 feed_vs_stock          the same; peer: make_petastorm_dataset().unbatch().shuffle(10000).batch(4096), on 131,072 rows
+feed_memory            a later epoch, newly shuffled from the memory cache; limit: the scan
+feed_disk              the same from the disk cache, its pages in memory
+feed_vs_tfdata_cache   the memory cache; peer: tf.data's cache().unbatch().shuffle(100000).batch(4096) of packed row
+                       groups, on 131,072 rows
 feed_two_ranks         rows per CPU-second of two processes, each a rank; peer: one process (batches of numpy arrays)
 feed_plan              seconds from the manifest of a million row groups to the first window's plan, all windows cut,
                        in a new process; peak_mib is what it took beyond the interpreter and its modules
@@ -65,6 +69,11 @@ GROUPS = (
         "feed_first_epoch": Figure("feed", limit="scan"),
         "feed_first_epoch_cpu": Figure("feed", limit="scan", unit="rows/CPU-s"),
         "feed_vs_stock": Figure("feed", peer="stock"),
+    },
+    {
+        "feed_memory": Figure("memory", limit="scan"),
+        "feed_disk": Figure("disk", limit="scan"),
+        "feed_vs_tfdata_cache": Figure("memory", peer="tfdata_cache"),
     },
     {"feed_two_ranks": Figure("two_ranks", peer="one_rank", unit="rows/CPU-s")},
     {"feed_plan": Figure("plan", unit="s")},

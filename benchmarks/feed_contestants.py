@@ -26,7 +26,7 @@ from benchmarks.feed_child import NUM_ROW_GROUPS, build_feed
 from benchmarks.feed_table import Table, Tally, Work, flights, wide, write_many_row_groups, write_table
 from recipes.settings import Training
 from training.distributed import World
-from training.feed import Batch
+from training.feed import Batch, Feed
 from training.models import ModelColumns, build_model
 from training.optimizers import Optimizer
 from training.step import Step
@@ -57,6 +57,7 @@ class Contestants:
     def __init__(self, folder: Path, rows: int) -> None:
         self._folder, self._num_rows = folder, rows
         self._epochs = itertools.count()
+        self._feeds: dict[str, Feed] = {}
         self._children: dict[tuple[int, int], subprocess.Popen[str]] = {}
 
     def run(self, name: str, *, whole: bool) -> Turn:
@@ -64,6 +65,8 @@ class Contestants:
         return contestant(whole=whole)
 
     def close(self) -> None:
+        for feed in self._feeds.values():
+            feed.close()
         for child in self._children.values():
             child.stdin.close()  # type: ignore[union-attr]
             child.wait()
@@ -87,10 +90,32 @@ class Contestants:
 
     def feed(self, *, whole: bool) -> Turn:
         """Ours, nothing cached: shuffled batches as tensors."""
-        return self._feed(self._table, whole)
+        with closing(build_feed(self._table.lake, self._table.manifest, BATCH)) as feed:
+            return self._epoch(feed, whole)
 
-    def _feed(self, table: Table, whole: bool) -> Turn:
-        feed, epoch = build_feed(table.lake, table.manifest, BATCH), next(self._epochs)
+    def memory(self, *, whole: bool) -> Turn:
+        """Ours, a later epoch of a feed that keeps all in memory."""
+        return self._cached("memory", whole)
+
+    def disk(self, *, whole: bool) -> Turn:
+        """Ours, a later epoch of a feed that keeps all in files."""
+        return self._cached("disk", whole)
+
+    def _cached(self, cache: str, whole: bool) -> Turn:
+        """The untimed turn fills the cache."""
+        table = self._table
+        if cache not in self._feeds:
+            room = {"cache_mib": 64 + 200 * self._num_rows // 2**20, "cache_folder": str(self._folder / "cache")}
+            self._feeds[cache] = build_feed(table.lake, table.manifest, BATCH, cache=cache, **room)
+        feed = self._feeds[cache]
+        before = feed.statistics.row_groups
+        turn = self._epoch(feed, whole)
+        if not whole and feed.statistics.row_groups > before:
+            sys.exit(f"{cache}: {feed.statistics.row_groups - before} row groups were read from the table, not from the cache")
+        return turn
+
+    def _epoch(self, feed: Feed, whole: bool) -> Turn:
+        epoch = next(self._epochs)
 
         def run(tally: Tally) -> None:
             with closing(feed.epoch(epoch)) as batches:
@@ -98,7 +123,7 @@ class Contestants:
                     tensors = batch.tensors()
                     tally.add((cells.numpy() for cells in tensors[:2]), tensors.label.numpy())
 
-        return _timed(table, run, whole)
+        return _timed(self._table, run, whole)
 
     def stock(self, *, whole: bool) -> Turn:
         """Petastorm's own way to TensorFlow, on fewer rows. Its thread pool may lose rows, so it reads without one."""

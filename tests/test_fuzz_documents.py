@@ -171,25 +171,25 @@ def recipe_is_read_or_refused(folder: Path, content: bytes) -> None:
         assert read_recipe(path).settings == recipe.settings, "written by a machine it says the same"
 
 
-@settings(FUZZ, max_examples=250)
+@settings(FUZZ, max_examples=150)
 @given(content=changed_values(CONTRACTS))
 def test_a_contract_with_changed_values_is_read_or_refused(folder, content):
     contract_is_read_or_refused(folder, content)
 
 
-@settings(FUZZ, max_examples=250)
+@settings(FUZZ, max_examples=150)
 @given(content=changed_texts(CONTRACTS))
 def test_a_contract_with_changed_text_is_read_or_refused(folder, content):
     contract_is_read_or_refused(folder, content)
 
 
-@settings(FUZZ, max_examples=250)
+@settings(FUZZ, max_examples=150)
 @given(content=changed_values(RECIPES))
 def test_a_recipe_with_changed_values_is_read_or_refused(folder, content):
     recipe_is_read_or_refused(folder, content)
 
 
-@settings(FUZZ, max_examples=250)
+@settings(FUZZ, max_examples=150)
 @given(content=changed_texts(RECIPES))
 def test_a_recipe_with_changed_text_is_read_or_refused(folder, content):
     recipe_is_read_or_refused(folder, content)

@@ -38,7 +38,7 @@ SWAPPING = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Tra
 
 
 def decode_images(
-    cells: Sequence[bytes],
+    cells: Sequence[bytes] | npt.NDArray[np.object_],
     row_ids: npt.NDArray[np.int64],
     settings: ImageSettings,
     *,

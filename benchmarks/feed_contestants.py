@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
 import tensorflow as tf
 
+from benchmarks import feed_peers
 from benchmarks.feed_child import NUM_ROW_GROUPS, build_feed
 from benchmarks.feed_table import Table, Tally, Work, flights, wide, write_many_row_groups, write_table
 from recipes.settings import Training
@@ -75,18 +70,8 @@ class Contestants:
 
     def scan(self, *, whole: bool) -> Turn:
         """The limit: one thread of pyarrow, row group by row group."""
-        table = self._table
-        columns = build_feed(table.lake, table.manifest, BATCH).columns
-
-        def run(tally: Tally) -> None:
-            for path in table.files:
-                file = pq.ParquetFile(path)
-                for index in range(file.num_row_groups):
-                    found = file.read_row_group(index, columns=columns, use_threads=False)
-                    cells = (found.column(name).to_numpy() for name in table.features)
-                    tally.add(cells, found.column(table.manifest.label).to_numpy())
-
-        return _timed(table, run, whole)
+        columns = build_feed(self._table.lake, self._table.manifest, BATCH).columns
+        return _timed(self._table, partial(feed_peers.scan, self._table, columns), whole)
 
     def feed(self, *, whole: bool) -> Turn:
         """Ours, nothing cached: shuffled batches as tensors."""
@@ -126,50 +111,16 @@ class Contestants:
         return _timed(self._table, run, whole)
 
     def stock(self, *, whole: bool) -> Turn:
-        """Petastorm's own way to TensorFlow, on fewer rows. Its thread pool may lose rows, so it reads without one."""
-        from petastorm import make_batch_reader
-        from petastorm.tf_utils import make_petastorm_dataset
-
-        table = self._small_table
-
-        def run(tally: Tally) -> None:
-            urls = [f"file://{path}" for path in table.files]
-            with make_batch_reader(urls, reader_pool_type="dummy") as reader:
-                rows = make_petastorm_dataset(reader).unbatch().shuffle(10_000).batch(BATCH)
-                _add_named(tally, table, (row._asdict() for row in rows))
-
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return _timed(table, run, whole)
+        """Petastorm's own way to TensorFlow, on fewer rows."""
+        return _timed(self._small_table, partial(feed_peers.read_stock, self._small_table, BATCH), whole)
 
     def tfdata_cache(self, *, whole: bool) -> Turn:
-        """tf.data's cache of the same row groups, packed into matrices, which is the best for it; on fewer rows."""
-
-        def run(tally: Tally) -> None:
-            for floats, ids, label in self._cached_row_groups.unbatch().shuffle(100_000).batch(BATCH):
-                tally.add((cells.numpy() for cells in (floats, ids)), label.numpy())
-
-        return _timed(self._small_table, run, whole)
+        """tf.data's cache of the row groups, on fewer rows."""
+        return _timed(self._small_table, partial(feed_peers.read_cached, self._cached_row_groups, BATCH), whole)
 
     @cached_property
     def _cached_row_groups(self) -> tf.data.Dataset:
-        table = self._small_table
-        floats, ids = list(table.manifest.float_columns), [column.name for column in table.manifest.id_columns]
-
-        def row_groups() -> Generator[tuple[npt.NDArray, ...]]:
-            for path in table.files:
-                file = pq.ParquetFile(path)
-                for index in range(file.num_row_groups):
-                    found = file.read_row_group(index)
-                    matrices = (np.stack([found[name].to_numpy() for name in names], 1) for names in (floats, ids))
-                    yield *matrices, found[table.manifest.label].to_numpy()
-
-        signature = (
-            tf.TensorSpec([None, len(floats)], tf.float32),
-            tf.TensorSpec([None, len(ids)], tf.int32),
-            tf.TensorSpec([None], tf.float32),
-        )
-        return tf.data.Dataset.from_generator(row_groups, output_signature=signature).cache()
+        return feed_peers.cached_row_groups(self._small_table)
 
     # Ranks of one feed, each a process
 
@@ -194,7 +145,7 @@ class Contestants:
 
     def _child(self, rank: int, ranks: int) -> subprocess.Popen[str]:
         if (rank, ranks) not in self._children:
-            self._children[rank, ranks] = _start("rank", str(self._table_folder), str(rank), str(ranks), str(BATCH))
+            self._children[rank, ranks] = _start("rank", self._table.lake.storage.root, str(rank), str(ranks), str(BATCH))
         return self._children[rank, ranks]
 
     # A plan
@@ -243,11 +194,7 @@ class Contestants:
 
     @cached_property
     def _table(self) -> Table:
-        return write_table(self._table_folder, wide(self._num_rows))
-
-    @property
-    def _table_folder(self) -> Path:
-        return self._folder / "wide"
+        return write_table(self._folder / "wide", wide(self._num_rows))
 
     @cached_property
     def _small_table(self) -> Table:
@@ -274,11 +221,6 @@ def _timed(table: Table, run: Callable[[Tally], None], whole: bool) -> Turn:
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
     _validate(table, tally.work)
     return Turn(tally.work.rows, seconds, cpu_seconds)
-
-
-def _add_named(tally: Tally, table: Table, batches: Iterable[dict[str, tf.Tensor]]) -> None:
-    for batch in batches:
-        tally.add((batch[name].numpy() for name in table.features), batch[table.manifest.label].numpy())
 
 
 def _validate(table: Table, work: Work) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
@@ -115,6 +116,39 @@ def test_a_jpeg_gives_its_colours_whatever_its_size(channels, expected):
     for size in ((16, 16), (640, 480), (700, 500)):
         out = decode([jpeg(pixels)], settings(size, channels)) * 255
         np.testing.assert_allclose(out, np.broadcast_to(expected, out.shape), atol=2)
+
+
+def saved(mode: str, colour: int | tuple[int, ...], **options) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, (40, 30), colour).save(stream, "JPEG", quality=95, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "colours"),
+    [
+        (saved("L", 70), [70, 70, 70]),
+        (saved("RGB", (200, 100, 50), progressive=True), [200, 100, 50]),
+        (saved("RGB", (200, 100, 50), subsampling=0), [200, 100, 50]),
+        (saved("CMYK", (0, 255, 255, 0)), [255, 0, 0]),
+    ],
+    ids=["grey", "progressive", "no subsampling", "cmyk"],
+)
+def test_every_kind_of_jpeg_gives_its_colours(image, colours):
+    np.testing.assert_allclose(decode([image], settings((1, 1), 3)).ravel() * 255, colours, atol=2)
+
+
+@given(
+    st.tuples(st.integers(1, 400), st.integers(1, 400)), st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(["JPEG", "PNG"]), st.integers(0, 2**40),
+)  # fmt: skip
+@hypothesis_settings(deadline=None, max_examples=150)
+def test_an_image_of_any_size_fills_any_size_from_any_box(stored, wanted, format, row_id):
+    stream = io.BytesIO()
+    Image.new("L", stored, 100).save(stream, format)
+    chosen = settings(wanted, crop="random", flip=True, scale=(0.01, 1))
+    out = decode([stream.getvalue()], chosen, row_ids=[row_id], epoch=3) * 255
+    np.testing.assert_allclose(out, 100, atol=1)
 
 
 def test_a_jpeg_decoded_at_a_part_of_its_size_shows_the_same():

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakering.errors import IntegrityError, StageError
+from lakering.errors import IntegrityError, SettingError, StageError, nearest
 from lakering.lake import PINS, SNAPSHOTS, Lake
 from lakering.names import fingerprint
 
@@ -104,6 +105,13 @@ class Manifest:
     def only(self, *kinds: str) -> Manifest:
         """The same rows with the columns of some kinds alone."""
         return replace(self, columns=tuple(c for c in self.columns if c.kind in kinds))
+
+    def with_columns(self, names: Iterable[str]) -> Manifest:
+        """The same rows with some columns alone. Raises SettingError, with the nearest name, for one that is not there."""
+        known, chosen = [c.name for c in self.columns], set(names)
+        for name in chosen - set(known):
+            raise SettingError(f"snapshot {self.id} has no feature {name!r}{nearest(name, known)}")
+        return replace(self, columns=tuple(c for c in self.columns if c.name in chosen))
 
     @property
     def num_rows(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from lakering.documents import Document, Settings, read_document, with_overrides
 from lakering.lake import Lake
 from lakering.storage import Storage, StorageSettings
-from recipes.settings import Evaluation, Examples, ModelSettings, Name, TableSettings, Training
+from recipes.settings import Evaluation, Examples, FeedSettings, ModelSettings, Name, TableSettings, Training
 from recipes.settings import Storage as StorageSection
 from schemas import Contract, read_contract
 
@@ -28,6 +28,7 @@ class RecipeSettings(Settings):
     examples: Examples | None = None
     model: ModelSettings | None = None
     training: Training = Training()
+    feed: FeedSettings = FeedSettings()
     evaluation: Evaluation = Evaluation()
 
 

@@ -16,6 +16,7 @@ from lakering.names import validate_name
 MAX_PIXELS = 89_478_485
 #: What Spark and TensorFlow hold.
 Int = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+MAX_MIB = 1 << 30
 MAX_SECONDS = 10_000 * 366 * 86400
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 
@@ -284,8 +285,26 @@ class Training(Settings):
     seed: Int = Field(17, ge=0)
     window: Int = Field(16, ge=1)
     lanes: Int = Field(0, ge=0)
+    drop_last: bool = Field(False, description="leave out a short last batch")
+    columns: tuple[Name, ...] | None = Field(None, min_length=1, description="the features to train on; all of them by default")
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
+
+
+class FeedSettings(Settings):
+    """How a training is fed: what it reads, and in which order, does not depend on these. Memory is for each rank."""
+
+    reading_threads: Int = Field(1, ge=1, le=64)
+    read_ahead: Int = Field(64, ge=0, le=MAX_MIB, description="MiB that may be read beyond two windows")
+    cache: Literal["none", "memory", "disk"] = Field("none", description="where row groups are kept, decoded, for later epochs")
+    cache_mib: Int = Field(4096, ge=1, le=MAX_MIB, description="the most that the cache takes")
+    cache_folder: str | None = Field(None, description="of the disk cache; ranks and trainings may share it")
+
+    @model_validator(mode="after")
+    def _folder_for_disk(self) -> FeedSettings:
+        if self.cache == "disk" and self.cache_folder is None:
+            raise ValueError("cache: disk needs a cache_folder")
+        return self
 
 
 class Evaluation(Settings):

@@ -46,6 +46,7 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
     set_threads(world)
     recipe = request["recipe"]
     run_id, model, facts, manifest = choose_model(world, lake, request)
+    manifest = manifest.with_columns(model.columns.names)
     run = lake.run(recipe, run_id)
     feed = _feed(lake, manifest, settings.split, world)
     metrics = evaluate_split(world, feed, model, Predictor(model))
@@ -58,7 +59,7 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
         contestants["boosted trees"], tree_facts = tree_metrics(lake, manifest, settings, facts["seed"])
     figures = {name: {**plain(found.figures()), **(tree_facts if name == "boosted trees" else {})}
                for name, found in contestants.items()}  # fmt: skip
-    result = {"recipe": recipe, "run": run_id, "snapshot": manifest.id, "split": settings.split, "figures": figures,
+    result = {"recipe": recipe, "run": run_id, "snapshot": facts["snapshot"], "split": settings.split, "figures": figures,
               "verdict": verdict(figures, model.columns.label.kind)}  # fmt: skip
     if settings.trees and "boosted trees" not in figures:
         result["verdict"]["against_boosted_trees"] = "not made: the examples have neither floats nor ids"
@@ -110,7 +111,7 @@ def _snapshot(lake: Lake, recipe: str, snapshot: str, split: str) -> Manifest:
 def _feed(lake: Lake, manifest: Manifest, split: str, world: World | None = None) -> Feed:
     order = Order(seed=0, batch_size=BATCH, window=16, lanes=default_lanes(BATCH))
     rank, ranks = (world.rank, world.size) if world else (0, 1)
-    return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=rank, ranks=ranks)
+    return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=rank, ranks=ranks, row_ids=False)
 
 
 def _ranges(world: World, feed: Feed, model: Model) -> list[dict[str, Any]]:

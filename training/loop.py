@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,7 @@ class Loop:
 
     def _train_epoch(self, step: Step, total: int, bar: Any) -> None:
         progress = self.progress
+        before = replace(self.feed.statistics)
         started = time.perf_counter()
         with closing(_guarded(self.feed.epoch(progress.epoch, progress.step))) as batches:
             for found in batches:
@@ -122,6 +123,7 @@ class Loop:
                 if progress.global_step % self.settings.checkpoint_every == 0 and progress.step < self.feed.num_steps:
                     self.save()
         self.seconds += time.perf_counter() - started
+        log.info("epoch fed", extra={"facts": {"epoch": progress.epoch, **self.feed.statistics.since(before).facts()}})
 
     def _end_epoch(self, predictor: Predictor) -> None:
         figures = self.validate(predictor)
@@ -180,6 +182,7 @@ def evaluate(world: World, feed: Feed, model: Model, predictor: Predictor) -> An
                     metrics.add(predictor(batch), batch.label, batch.weight)
 
     world.together("evaluate", read)
+    feed.close()
     metrics.state = world.sum(metrics.state, "metrics")
     return metrics
 

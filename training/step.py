@@ -56,7 +56,7 @@ class Step:
         """One step with this rank's part of the batch; ``None`` tells the others that it could not be read."""
         shown = batch if batch is not None else empty_batch(len(self._columns.floats), len(self._columns.ids))
         rates = self._optimizer.rates(learning_rate, global_step)
-        keys = row_keys(shown.row_id, self._seed, global_step)
+        keys = row_keys(shown.output, self._seed, global_step)
         failed = np.float32(0 if batch is not None else 1)
         loss, norm, failures = self._run(*_inputs(shown), keys, rates, failed).numpy()
         return StepResult(float(loss), float(norm), round(float(failures)))
@@ -79,7 +79,7 @@ class Predictor:
 
     def __call__(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Probabilities, or values in the label's unit, of the batch's rows."""
-        return self._model.predictions(self._run(batch.floats, batch.ids).numpy())
+        return self._model.predictions(self._run(*batch.tensors()[:2]).numpy())
 
 
 def _signature(model: Model) -> list[tf.TensorSpec]:
@@ -88,9 +88,10 @@ def _signature(model: Model) -> list[tf.TensorSpec]:
             tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]  # fmt: skip
 
 
-def _inputs(batch: Batch) -> tuple[npt.NDArray, ...]:
-    weight = batch.weight if batch.weight is not None else np.ones(batch.num_rows, np.float32)
-    return batch.floats, batch.ids, batch.label, weight
+def _inputs(batch: Batch) -> tuple[tf.Tensor, ...]:
+    tensors = batch.tensors()
+    weight = tensors.weight if tensors.weight is not None else tf.ones(batch.num_rows, tf.float32)
+    return tensors.floats, tensors.ids, tensors.label, weight
 
 
 def empty_batch(num_floats: int, num_ids: int) -> Batch:

@@ -6,13 +6,14 @@ import platform
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from lakering import __version__
-from lakering.errors import InputError
+from lakering.errors import InputError, SettingError, TrainingError
 from lakering.lake import RUNS, Lake
 from lakering.lock import storage_lock
 from lakering.manifest import Manifest, read_manifest, validate_files
@@ -24,7 +25,7 @@ from recipes.settings import Training
 from training.checkpoint import Checkpoint, newest_checkpoint
 from training.distributed import World
 from training.export import FOLDER, JSON, write_model
-from training.feed import Feed, Order
+from training.feed import Feed, FeedStatistics, Order
 from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.models import ModelColumns, build_model, read_model_section
@@ -33,6 +34,8 @@ from training.steplog import plain
 
 Request = dict[str, Any]
 COMPLETE = "complete"
+#: The share of its time that a training waits for input, above which this is told.
+BOTTLENECK = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def lake_of(request: Request) -> Lake:
 def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False) -> Request:
     """What ``train`` takes. Raises SettingError when the recipe names no model, or a wrong one."""
     model = read_model_section(recipe)
-    training = recipe.section("training")["training"]
-    return {**lake_request(recipe), "model": model, "training": training, "snapshot": snapshot, "new": new}
+    section = recipe.section("training", "feed")
+    if section["feed"]["cache_folder"] is not None:
+        section["feed"]["cache_folder"] = recipe.resolve(section["feed"]["cache_folder"])
+    return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new}
 
 
 def train(world: World, request: Request) -> dict[str, Any]:
@@ -106,7 +111,17 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
     world.from_first("record", lambda: write_record(
         lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
     loop.train()
-    return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started)), notes
+    fed = feed_facts(world, loop.feed.statistics, loop.seconds)
+    if fed["waiting_for_input_share"] > BOTTLENECK:
+        notes.append(f"input is the bottleneck: the training waited for it {fed['waiting_for_input_share']:.0%} of its time; "
+                     "give it more feed.reading_threads, or a feed.cache")  # fmt: skip
+    return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started, fed)), notes
+
+
+def feed_facts(world: World, statistics: FeedStatistics, seconds: float) -> dict[str, float]:
+    """What the feeds of all ranks did together, called on every rank."""
+    together = FeedStatistics(*world.sum(np.array(astuple(statistics), np.float64), "feed"))
+    return {**together.facts(), "rows_per_second": together.rows / seconds if seconds else 0.0}
 
 
 def _snapshot(world: World, lake: Lake, request: Request) -> Manifest:
@@ -139,22 +154,41 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     order = Order(seed=settings.seed, batch_size=settings.global_batch_size, window=settings.window,
                   lanes=settings.lanes or default_lanes(settings.global_batch_size))  # fmt: skip
 
-    def feed(split: str) -> Feed:
-        return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=world.rank, ranks=world.size)
+    if settings.columns is not None:
+        manifest = manifest.with_columns(settings.columns)
 
+    def feed(split: str, drop_last: bool = False) -> Feed:
+        return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=world.rank, ranks=world.size,
+                    drop_last=drop_last, row_ids=False, **request["feed"])  # fmt: skip
+
+    train_feed = feed("train", settings.drop_last)
+    if not train_feed.num_steps:
+        raise SettingError(f"training.drop_last leaves no batch: the {train_feed.num_rows:,} rows of train are fewer than "
+                           f"training.global_batch_size {settings.global_batch_size:,}")  # fmt: skip
     model = build_model(request["model"], ModelColumns.of(manifest), seed=settings.seed, precision=settings.precision)
     validation = feed("validation") if manifest.num_rows.get("validation") else None
     return Loop(world=world, lake=lake, run=lake.run(request["recipe"], run_id), model=model, settings=settings,
-                feed=feed("train"), validation=validation, made_from=made_from)  # fmt: skip
+                feed=train_feed, validation=validation, made_from=made_from)  # fmt: skip
 
 
 def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: dict[str, Any]) -> None:
     """Sets every rank to the same start, and proves it before the first step."""
     if checkpoint is not None:
+        validate_origin(checkpoint, made_from)
         loop.restore(checkpoint)
     broadcast_weights(world, list(loop.model.variables))
     recipe = fingerprint({"model": made_from["model"], "training": made_from["training"]})
     loop.validate_agreement(recipe=recipe, code=made_from["code"], snapshot=made_from["snapshot"])
+
+
+def validate_origin(checkpoint: Checkpoint, made_from: dict[str, Any]) -> None:
+    """Raises TrainingError, with both sides, for a checkpoint of another snapshot, recipe or code."""
+    for name, ours in made_from.items():
+        theirs = checkpoint.facts.get(name)
+        if theirs != ours:
+            raise TrainingError(f"the checkpoint at global step {checkpoint.global_step:,} was made with {name} {theirs}, "
+                                f"this training has {ours}",
+                                next_step="train anew (--new), or go on with the recipe and snapshot of the run")  # fmt: skip
 
 
 def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -166,15 +200,14 @@ def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, An
             "versions": versions, "counts": rows, "order": order}  # fmt: skip
 
 
-def _finish(loop: Loop, request: Request, manifest: Manifest, run_id: str, resumed_at: int, started: float) -> dict[str, Any]:
+def _finish(
+    loop: Loop, request: Request, manifest: Manifest, run_id: str, resumed_at: int, started: float, fed: dict[str, float]
+) -> dict[str, Any]:
     """Exports the model, then completes the record."""
     settings = loop.settings
     write_model(loop.lake, loop.run, loop.model, loop.weights(), section=request["model"], snapshot=manifest.id,
                 seed=settings.seed, precision=settings.precision)  # fmt: skip
-    statistics = loop.feed.statistics
-    timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1),
-               "rows_per_second": statistics.rows * loop.world.size / loop.seconds if loop.seconds else None,
-               "waiting_for_input_share": statistics.waiting_share}  # fmt: skip
+    timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
     metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1]}
     return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),
                         steps=loop.progress.global_step, resumed_at=resumed_at)  # fmt: skip

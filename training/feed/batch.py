@@ -47,21 +47,20 @@ class Batch:
         return len(self.label)
 
     def tensors(self) -> Tensors:
-        """The same memory as tensors, without a copy: from then on nothing may write to the batch's arrays."""
+        """The same memory as tensors, without a copy (a feed's batches are fresh memory, aligned for it): from then on
+        nothing may write to the batch's arrays."""
         weight = None if self.weight is None else tensor_of(self.weight)
         return Tensors(tensor_of(self.floats), tensor_of(self.ids), tensor_of(self.label), weight)
 
 
 def tensor_of(array: npt.NDArray) -> tf.Tensor:
-    """An array's memory as a tensor. Raises ValueError for memory that TensorFlow cannot share."""
+    """An array's memory as a tensor; a copy of memory that TensorFlow cannot share."""
     import tensorflow as tf
 
     facts: dict[str, Any] = array.__array_interface__
     address, read_only = facts["data"]
     # TensorFlow would end the process where memory is not aligned.
-    if address % ALIGNMENT or read_only or not array.flags.c_contiguous:
-        raise ValueError(f"an array at {address:#x} (read-only: {read_only}) cannot be shared: make a copy")
-    if not array.size:
+    if address % ALIGNMENT or read_only or not array.flags.c_contiguous or not array.size:
         return tf.constant(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import Lock
 from typing import Literal
@@ -48,6 +48,17 @@ class FeedStatistics:
     @property
     def waiting_share(self) -> float:
         return self.waited / self.elapsed if self.elapsed else 0.0
+
+    def since(self, before: FeedStatistics) -> FeedStatistics:
+        """What was done after ``before``, a copy of these statistics at that time."""
+        return FeedStatistics(**{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)})
+
+    def facts(self) -> dict[str, float]:
+        """All of it, under names that tell the units, for summaries and logs."""
+        return {"rows_per_second": self.rows_per_second, "waiting_for_input_share": self.waiting_share,
+                "bytes_read": int(self.bytes_read), "row_groups_read": int(self.row_groups),
+                "row_groups_read_by_another_rank_too": int(self.row_groups_shared), "cache_hits": int(self.cache_hits),
+                "cache_misses": int(self.cache_misses)}  # fmt: skip
 
     @property
     def rows_per_second(self) -> float:

@@ -116,7 +116,7 @@ class Windows(Sequence[Window]):
             window = self[index]
             if window.first_output >= last_output:
                 return
-            if window.num_rows and window.last_output > first_output:
+            if max(first_output, window.first_output) < min(last_output, window.last_output):
                 yield window
 
 

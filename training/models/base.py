@@ -82,6 +82,10 @@ class ModelColumns:
         binary = tuple(BinaryColumn(**{**c, "shape": c["shape"] and tuple(c["shape"])}) for c in facts["binary"])
         return cls(floats, tuple(IdColumn(**c) for c in facts["ids"]), Label(**facts["label"]), binary)
 
+    @property
+    def names(self) -> list[str]:
+        return [column.name for columns in (self.floats, self.ids, self.binary) for column in columns]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 
-def row_keys(row_id: npt.NDArray[np.int64], seed: int, step: int) -> npt.NDArray[np.uint32]:
-    """32 random bits for each row of a step: SplitMix64's finaliser over row id, seed and step."""
+def row_keys(output: npt.NDArray[np.int64], seed: int, step: int) -> npt.NDArray[np.uint32]:
+    """32 random bits for each row of a step: SplitMix64's finaliser over its index in the global batch, seed and step."""
     with np.errstate(over="ignore"):
-        key = row_id.astype(np.uint64)
+        key = output.astype(np.uint64)
         for part in (seed, step):
             key = (key ^ np.uint64(part)) + np.uint64(0x9E3779B97F4A7C15)
             key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -22,12 +23,16 @@ ALLOWED = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow",
 class Server:
     """Where the server is, and the one user that it knows."""
 
-    def __init__(self, endpoint: str, key: str, secret: str) -> None:
-        self.endpoint, self.key, self.secret = endpoint, key, secret
+    def __init__(self, endpoint: str, key: str, secret: str, log: Path) -> None:
+        self.endpoint, self.key, self.secret, self._log = endpoint, key, secret, log
 
     @property
     def settings(self) -> StorageSettings:
         return StorageSettings(endpoint=self.endpoint, region=REGION, path_style=True)
+
+    def num_reads(self, path: str) -> int:
+        """How often any part of a file was read so far."""
+        return self._log.read_text().count(f"GET /{path} ")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         urllib.request.urlopen(
             urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
         ).close()
-        yield Server(endpoint, made["AccessKeyId"], made["SecretAccessKey"])
+        yield Server(endpoint, made["AccessKeyId"], made["SecretAccessKey"], log)
     finally:
         process.kill()
         process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from lakering.storage import Storage
 from tests import s3
 from training.checkpoint import Checkpoint, newest_checkpoint, read_arrays, write_checkpoint
 from training.feed import Feed, Order
+from training.feed.reader import RowGroup, RowGroupReader
 
 ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
 server, credentials, storage = s3.server, s3.credentials, s3.storage
@@ -87,6 +89,17 @@ def test_the_feed_hands_out_the_same_bytes_as_from_a_local_disk(toy, ranks):
         for far, near in zip(batches_of(toy.lake, manifest, rank, ranks), batches_of(local, manifest, rank, ranks), strict=True):
             for part in ("floats", "ids", "label", "row_id", "output"):
                 np.testing.assert_array_equal(getattr(far, part), getattr(near, part))
+
+
+def test_the_columns_of_a_row_group_are_read_by_one_request(server, toy):
+    columns = ["x0", "x1", "a", "b", "y", "row_id"]
+    path = toy.lake.storage.path(toy.manifest.table, "train-1.parquet")
+    with closing(RowGroupReader(toy.lake.storage.filesystem, columns)) as reader:
+        reader.read(RowGroup(path, 0, 90))
+        before = server.num_reads(path)
+        assert reader.read(RowGroup(path, 1, 110))[0].num_rows == 110
+        reader.read(RowGroup(path, 2, 50))
+    assert server.num_reads(path) - before == 2
 
 
 def test_a_file_that_vanished_or_was_replaced_is_named(toy):

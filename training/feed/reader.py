@@ -11,7 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,6 +73,14 @@ class _Results:
             raise StopIteration from None
 
 
+class _Opened(NamedTuple):
+    """A file that is kept open, its footer read, and where that tells of the columns."""
+
+    source: Any
+    file: pq.ParquetFile
+    indices: list[int]
+
+
 def _worker_of(columns: Sequence[str]) -> type[WorkerBase]:
     class ColumnWorker(WorkerBase):
         """Reads whole row groups, and keeps the files open that it read last."""
@@ -80,7 +88,7 @@ def _worker_of(columns: Sequence[str]) -> type[WorkerBase]:
         def __init__(self, worker_id: int, publish_func: Any, args: Any) -> None:
             super().__init__(worker_id, publish_func, args)
             self._filesystem = args[0]
-            self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+            self._files: OrderedDict[str, _Opened] = OrderedDict()
 
         @staticmethod
         def new_results_queue_reader() -> _Results:
@@ -88,32 +96,39 @@ def _worker_of(columns: Sequence[str]) -> type[WorkerBase]:
 
         def process(self, row_group: RowGroup) -> None:
             try:
-                file, indices = self._opened(row_group)
-                validate_num_rows(file.metadata, row_group)
-                table = file.read_row_group(row_group.index, columns=list(columns), use_threads=False)
+                opened = self._opened(row_group)
+                validate_num_rows(opened.file.metadata, row_group)
+                table = self._readable(opened).read_row_group(row_group.index, columns=list(columns), use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise IntegrityError(f"{row_group} cannot be read: {error}", next_step=REBUILD) from error
             if table.num_rows != row_group.num_rows:
                 raise IntegrityError(f"{row_group} gave {table.num_rows:,} of its {row_group.num_rows:,} rows", next_step=REBUILD)
-            found = file.metadata.row_group(row_group.index)
-            self.publish_func((table, sum(found.column(i).total_compressed_size for i in indices)))
+            found = opened.file.metadata.row_group(row_group.index)
+            self.publish_func((table, sum(found.column(i).total_compressed_size for i in opened.indices)))
 
-        def _opened(self, row_group: RowGroup) -> tuple[pq.ParquetFile, list[int]]:
-            """The file, and where its footer tells of the columns."""
+        def _opened(self, row_group: RowGroup) -> _Opened:
             if row_group.path not in self._files:
-                file = pq.ParquetFile(self._filesystem.open(row_group.path))
+                source = self._filesystem.open(row_group.path)
+                file = pq.ParquetFile(source)
                 validate_columns(file, row_group, columns)
                 names = [file.schema.column(i).path.split(".")[0] for i in range(len(file.schema))]
                 wanted = set(columns)
-                self._files[row_group.path] = (file, [i for i, name in enumerate(names) if name in wanted])
+                self._files[row_group.path] = _Opened(source, file, [i for i, name in enumerate(names) if name in wanted])
                 if len(self._files) > OPEN_FILES:
-                    self._files.popitem(last=False)[1][0].close(force=True)
+                    self._files.popitem(last=False)[1].file.close(force=True)
             self._files.move_to_end(row_group.path)
             return self._files[row_group.path]
 
+        def _readable(self, opened: _Opened) -> pq.ParquetFile:
+            """Away from this machine the columns of a row group are asked for together, not one by one (40 columns: 1 request,
+            not 40). The ParquetFile keeps what it fetched so, and is therefore not kept."""
+            if isinstance(self._filesystem.files, fs.LocalFileSystem):
+                return opened.file
+            return pq.ParquetFile(opened.source, metadata=opened.file.metadata, pre_buffer=True)
+
         def shutdown(self) -> None:
             while self._files:
-                self._files.popitem()[1][0].close(force=True)
+                self._files.popitem()[1].file.close(force=True)
 
     return ColumnWorker
 

@@ -15,6 +15,7 @@ import pytest
 from lakering.errors import IntegrityError, SettingError
 from lakering.manifest import validate_files
 from training.feed import Feed, Order
+from training.feed.batch import tensor_of
 
 ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
 
@@ -143,6 +144,12 @@ def raise_ids(path: Path):
     rewrite(path, table.set_column(table.column_names.index("a"), "a", ids))
 
 
+def make_ids_floats(path: Path):
+    table = pq.read_table(path)
+    at = table.column_names.index("a")
+    rewrite(path, table.set_column(at, "a", table["a"].cast(pa.float32())))
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
@@ -152,6 +159,7 @@ def raise_ids(path: Path):
         (replace_columns, "lacks columns"),
         (replace_rows, "the manifest says"),
         (add_nulls, "y holds 1 nulls"),
+        (make_ids_floats, "a is float32, ids are integers"),
         (raise_ids, r"a holds ids from 6 to 6, the manifest says \[0, 6\)"),
     ],
 )
@@ -185,3 +193,41 @@ def test_a_folder_in_place_of_a_file_is_not_read(write_toy):
 def test_more_ranks_than_lanes_are_refused(write_toy):
     with pytest.raises(SettingError, match=r"training.lanes is 8: 9 ranks"):
         feed_of(write_toy(), rank=0, ranks=9)
+
+
+def test_tensors_are_the_memory_of_the_batch(write_toy):
+    batch = next(feed_of(write_toy(weight=True)).epoch(0))
+    tensors = batch.tensors()
+    batch.floats[0, 0], batch.ids[0, 0], batch.label[0], batch.weight[0] = 77, 78, 79, 80
+    assert [int(tensors.floats[0, 0]), int(tensors.ids[0, 0])] == [77, 78]
+    assert [int(tensors.label[0]), int(tensors.weight[0])] == [79, 80]
+
+
+@pytest.mark.parametrize("fault", ["unaligned", "read-only", "of no row"])
+def test_memory_that_cannot_be_shared_is_copied(fault):
+    memory = np.arange(1000, dtype=np.float32)
+    aligned = -memory.ctypes.data // 4 % 16
+    array = memory[aligned + 1 : aligned + 101] if fault == "unaligned" else memory[aligned : aligned + 96]
+    if fault == "read-only":
+        array.flags.writeable = False
+    if fault == "of no row":
+        array = array[:0].reshape(0, 3)
+    tensor = tensor_of(array)
+    np.testing.assert_array_equal(tensor.numpy(), array)
+    memory[:] = -1
+    assert not (tensor.numpy() == -1).any()
+
+
+def test_rows_of_one_batch_of_the_whole_table(write_toy):
+    """A batch over many windows."""
+    toy = write_toy()
+    (batch,) = feed_of(toy, order=Order(seed=1, batch_size=1000, window=1, lanes=8)).epoch(0)
+    assert sorted(batch.row_id) == toy.rows["train"]["row_id"].tolist()
+    np.testing.assert_array_equal(batch.floats[:, 0], toy.rows["train"]["x0"][batch.row_id])
+
+
+def test_empty_row_groups_are_no_trouble(write_toy):
+    toy = write_toy({"train": [[0, 70, 0], [0], [50, 0]]})
+    for ranks in (1, 2):
+        rows = [row for rank in range(ranks) for b in feed_of(toy, rank, ranks).epoch(0) for row in b.row_id.tolist()]
+        assert sorted(rows) == list(range(120))

@@ -5,7 +5,8 @@ Every contestant runs once untimed, then they take turns; what each handed on is
 untimed turn the sums of all columns' bits, in the others row count and label. Figures are medians. Speeds are in rows
 per second; `_cpu` beside a figure is the same in CPU-seconds of all threads, which other work on the machine disturbs
 less. Ratios are speeds, so that more is better, but for feed_step. The scan is one thread of pyarrow over the same
-columns, row group by row group.
+columns, row group by row group. A feed stays from turn to turn, as it does from epoch to epoch, with the memory that it
+works in.
 
 feed_first_epoch       shuffled batches of 4096 as tensors, nothing cached; limit: the scan
 feed_first_epoch_cpu   the same per CPU-second

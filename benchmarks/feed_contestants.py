@@ -75,8 +75,7 @@ class Contestants:
 
     def feed(self, *, whole: bool) -> Turn:
         """Ours, nothing cached: shuffled batches as tensors."""
-        with closing(build_feed(self._table.lake, self._table.manifest, BATCH)) as feed:
-            return self._epoch(feed, whole)
+        return self._epoch(self._feed("none"), whole)
 
     def memory(self, *, whole: bool) -> Turn:
         """Ours, a later epoch of a feed that keeps all in memory."""
@@ -88,16 +87,20 @@ class Contestants:
 
     def _cached(self, cache: str, whole: bool) -> Turn:
         """The untimed turn fills the cache."""
-        table = self._table
-        if cache not in self._feeds:
-            room = {"cache_mib": 64 + 200 * self._num_rows // 2**20, "cache_folder": str(self._folder / "cache")}
-            self._feeds[cache] = build_feed(table.lake, table.manifest, BATCH, cache=cache, **room)
-        feed = self._feeds[cache]
+        feed = self._feed(cache)
         before = feed.statistics.row_groups
         turn = self._epoch(feed, whole)
         if not whole and feed.statistics.row_groups > before:
             sys.exit(f"{cache}: {feed.statistics.row_groups - before} row groups were read from the table, not from the cache")
         return turn
+
+    def _feed(self, cache: str) -> Feed:
+        """It stays from turn to turn, as from epoch to epoch in a training, and so does the memory that it works in: what
+        the system takes to hand that out is part of the untimed turn."""
+        if cache not in self._feeds:
+            room = {"cache_mib": 64 + 200 * self._num_rows // 2**20, "cache_folder": str(self._folder / "cache")}
+            self._feeds[cache] = build_feed(self._table.lake, self._table.manifest, BATCH, cache=cache, **room)
+        return self._feeds[cache]
 
     def _epoch(self, feed: Feed, whole: bool) -> Turn:
         epoch = next(self._epochs)
@@ -162,9 +165,7 @@ class Contestants:
 
     def step_feed(self, *, whole: bool) -> Turn:
         """Steps on batches out of the feed, the wait for the first one counted."""
-        table = self._flights
-        feed = build_feed(table.lake, table.manifest, STEP_BATCH, row_ids=True)
-        with closing(feed.epoch(next(self._epochs))) as batches:
+        with closing(self._flights_feed.epoch(next(self._epochs))) as batches:
             return self._steps(batches, whole)
 
     def step_memory(self, *, whole: bool) -> Turn:
@@ -206,7 +207,11 @@ class Contestants:
 
     @cached_property
     def _flights_batches(self) -> list[Batch]:
-        return list(build_feed(self._flights.lake, self._flights.manifest, STEP_BATCH, row_ids=True).epoch(0))
+        return list(self._flights_feed.epoch(0))
+
+    @cached_property
+    def _flights_feed(self) -> Feed:
+        return build_feed(self._flights.lake, self._flights.manifest, STEP_BATCH)
 
     @cached_property
     def _many_row_groups(self) -> Path:

@@ -250,10 +250,12 @@ class ImageSettings(Settings):
     """How an image column becomes float32 of [height, width, channels]: read, turned upright, cropped, resized,
     normalised. Random crops and flips are drawn in training alone; every other split takes the centre."""
 
-    size: tuple[Pixels, Pixels] = Field(description="height, width")
+    size: tuple[Pixels, ...] = Field(min_length=2, max_length=2, description="height, width")
     channels: Literal[1, 3] = 3
     crop: Literal["center", "random"] = Field("center", description="the largest box of the size's shape, or a random one")
-    scale: tuple[float, float] = Field((0.25, 1.0), description="of random crops: least and largest share of the image's area")
+    scale: tuple[float, ...] = Field(
+        (0.25, 1.0), min_length=2, max_length=2, description="of random crops: least and largest share of the image's area"
+    )
     flip: bool = Field(False, description="mirror every second image, left to right")
     normalise: Normalise | None = Field(None, description="without it, values lie in 0..1")
     on_error: Literal["fail", "skip"] = Field("fail", description="skip: a broken image is zeros, and its row weighs nothing")
@@ -287,6 +289,7 @@ class Training(Settings):
     lanes: Int = Field(0, ge=0)
     drop_last: bool = Field(False, description="leave out a short last batch")
     columns: tuple[Name, ...] | None = Field(None, min_length=1, description="the features to train on; all of them by default")
+    images: dict[Name, ImageSettings] = Field({}, description="how image columns are decoded")
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
 

@@ -159,7 +159,8 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
 
     def feed(split: str, drop_last: bool = False) -> Feed:
         return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=world.rank, ranks=world.size,
-                    drop_last=drop_last, row_ids=False, **request["feed"])  # fmt: skip
+                    drop_last=drop_last, row_ids=False, images=settings.images, augment=split == "train",
+                    **request["feed"])  # fmt: skip
 
     train_feed = feed("train", settings.drop_last)
     if not train_feed.num_steps:

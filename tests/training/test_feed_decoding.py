@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lakering.errors import IntegrityError
+from lakering.errors import IntegrityError, SettingError
 from lakering.manifest import Column
+from recipes import read_recipe
 from recipes.settings import ImageSettings
 from tests.training.test_feed_images import png
 from training.feed import Feed, Order
+from training.feed.adapters import tf_dataset
 from training.feed.decoding import ImageDecoder, find_row
 
 ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
@@ -58,10 +60,10 @@ def feed_of(toy, rank=0, ranks=1):
     return Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=ORDER, rank=rank, ranks=ranks)
 
 
-def decoder_of(toy, settings, *, augment=False, **options):
+def decoder_of(toy, settings, *, augment=False, seed=5, **options):
     feed = feed_of(toy)
     groups = [feed.row_group(number) for number in range(toy.manifest.split("train").num_rows)]
-    return ImageDecoder(settings={"photo": settings}, seed=5, augment=augment, **options,
+    return ImageDecoder(settings={"photo": settings}, seed=seed, augment=augment, **options,
                         where=lambda row_id: find_row(toy.lake.storage.filesystem, groups, "row_id", row_id))  # fmt: skip
 
 
@@ -127,6 +129,47 @@ def test_a_row_whose_image_is_skipped_weighs_nothing_on_any_rank(write_toy, weig
         assert broken == 3
         written = toy.rows["train"]["w"].tolist() if weight else [1.0] * 650
         assert weights == {row: 0.0 if row in {7, 300, 649} else written[row] for row in range(650)}
+
+
+def test_a_feed_hands_its_images_on_decoded_to_tensorflow_too(write_toy):
+    toy = write_photos(write_toy(), broken={7})
+    feed = replace(feed_of(toy), images={"photo": SKIP})
+    for epoch in (0, 1):
+        elements = list(tf_dataset(feed, epoch).as_numpy_iterator())
+        assert [element["images"]["photo"].shape for element in elements] == [(64, 2, 3, 1)] * 10 + [(10, 2, 3, 1)]
+        weights = {row: weight for e in elements for row, weight in zip(e["row_id"].tolist(), e["weight"].tolist(), strict=True)}
+        assert [row for row, weight in weights.items() if weight != 1] == [7]
+        for element in elements:
+            for row_id, image in zip(element["row_id"].tolist(), element["images"]["photo"], strict=True):
+                assert row_id == 7 or np.round(image[:, :, 0] * 255).tolist() == photo_of(row_id)
+    assert feed.statistics.images_skipped == 2
+
+
+def test_a_feed_draws_what_is_random_from_its_seed_epoch_and_rows(toy):
+    feed = replace(feed_of(toy), images={"photo": RANDOM}, augment=True, row_ids=False)
+    first = photos_by_row(feed.epoch(0))
+    assert first == photos_by_row(decoded(toy, RANDOM, augment=True, seed=ORDER.seed))
+    assert first == photos_by_row(feed.epoch(0))
+
+
+def test_a_column_that_is_no_image_is_named(toy):
+    with pytest.raises(
+        SettingError, match=r"training\.images: 'foto' is no image column of the examples; did you mean 'photo'\?"
+    ):
+        replace(feed_of(toy), images={"foto": PLAIN})
+
+
+def test_images_are_set_in_the_recipe(toy):
+    recipe = read_recipe(toy.recipe, overrides=["training.images={photo: {size: [2, 3], crop: random}}"])
+    assert recipe.settings.training.images["photo"].size == (2, 3)
+    toy.recipe.write_text(
+        toy.recipe.read_text().replace("training: {", "training: {images: {photo: {size: [2], crops: random}}, ")
+    )
+    with pytest.raises(SettingError, match=r"training\.images\.photo\.crops: unknown key 'crops'; did you mean 'crop'\?"):
+        read_recipe(toy.recipe)
+    toy.recipe.write_text(toy.recipe.read_text().replace(", crops: random", ""))
+    with pytest.raises(SettingError, match=r"training\.images\.photo\.size: Tuple should have at least 2 items"):
+        read_recipe(toy.recipe)
 
 
 def test_closed_in_the_middle_it_leaves_no_thread(toy):

@@ -5,11 +5,11 @@ Each goes once over one epoch, from ``start_step`` on. An element is a dict of a
     floats   float32 [rows, float columns]
     ids      int32 [rows, id columns]
     label    float32 [rows]
-    weight   float32 [rows], if the table has one
+    weight   float32 [rows], if the table has one, or rows with a broken image are left out
     row_id   int64 [rows], if the feed reads them
     arrays   {column: float32 [rows, *shape]}, if there are any
     tokens   {column: int32 [rows, length]}, if there are any
-    images   {column: bytes of a file [rows]}, if there are any
+    images   {column: float32 [rows, height, width, channels], or not decoded bytes of a file [rows]}, if there are any
 
 The last batch may be short, and a rank's part of a batch may have no row. Where an iterator is left early, close it or
 drop it: that ends the feed's thread.
@@ -33,14 +33,14 @@ Columns = dict[str, Any]
 
 
 def numpy_batches(feed: Feed, epoch: int, start_step: int = 0) -> Generator[Columns]:
-    """Arrays of numpy; an image is a bytes object. Raises what ``Feed.epoch`` raises."""
+    """Arrays of numpy; an image that is not decoded is a bytes object. Raises what ``Feed.epoch`` raises."""
     with closing(feed.epoch(epoch, start_step)) as batches:
         for batch in batches:
             yield _columns(batch, row_ids=feed.row_ids)
 
 
 def tf_dataset(feed: Feed, epoch: int, start_step: int = 0) -> tf.data.Dataset:
-    """A ``tf.data.Dataset`` of tensors; an image is a ``tf.string``.
+    """A ``tf.data.Dataset`` of tensors; an image that is not decoded is a ``tf.string``.
 
     Each iterator over it has a thread of the feed of its own, and begins at ``start_step`` again. An exception of the
     feed comes as a ``tf.errors.OpError`` with the exception's type and message in its text."""
@@ -57,17 +57,19 @@ def tf_dataset(feed: Feed, epoch: int, start_step: int = 0) -> tf.data.Dataset:
     }
     if feed.row_ids:
         signature["row_id"] = spec((), tf.int64)
-    if manifest.weight:
+    if feed.has_weight:
         signature["weight"] = spec((), tf.float32)
     for key, kind, dtype in (("arrays", "array", tf.float32), ("tokens", "tokens", tf.int32), ("images", "image", tf.string)):
         found = {column.name: spec(column.shape or (), dtype) for column in manifest.binary_columns if column.kind == kind}
+        if key == "images":
+            found |= {name: spec((*s.size, s.channels), tf.float32) for name, s in feed.images.items()}
         if found:
             signature[key] = found
     return tf.data.Dataset.from_generator(lambda: numpy_batches(feed, epoch, start_step), output_signature=signature)
 
 
 def torch_dataset(feed: Feed, epoch: int, start_step: int = 0) -> Any:
-    """A ``torch.utils.data.IterableDataset`` of tensors; images are lists of bytes.
+    """A ``torch.utils.data.IterableDataset`` of tensors; images that are not decoded are lists of bytes.
 
     Its elements are batches: give it to a ``DataLoader`` with ``batch_size=None``. The feed reads ahead in a thread, so no
     workers are needed; with more than one of them each would hand on every row, and iterating raises SettingError. Ranks

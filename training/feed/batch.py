@@ -28,7 +28,8 @@ class Batch:
     """This rank's rows of one global batch (possibly none), in output order. ``output`` is a row's index in the
     global batch, ``global_rows`` the number of rows that all ranks have together; ``row_id`` is empty where the feed
     was told that nobody asks for it. By column, ``arrays`` are float32 of [rows, *shape], ``tokens`` int32 ids of
-    [rows, length], ``images`` objects: each the bytes of a file, not decoded."""
+    [rows, length], ``images`` float32 [rows, height, width, channels] where the feed was told how to decode them, else
+    objects: each the bytes of a file."""
 
     step: int
     floats: npt.NDArray[np.float32]
@@ -40,7 +41,7 @@ class Batch:
     global_rows: int
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     tokens: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
-    images: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)
+    images: dict[str, npt.NDArray] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -14,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from lakering.errors import SettingError
+from lakering.errors import SettingError, nearest
 from lakering.lake import Lake
 from lakering.manifest import Manifest
 from lakering.names import fingerprint
+from recipes.settings import ImageSettings
 from training.feed import plan
 from training.feed.ahead import Fill, Loading, Piece, ReadAhead
 from training.feed.arena import Arena
 from training.feed.batch import Batch, batch_of
 from training.feed.blocks import Part, pack, parts_of, room_for, take
+from training.feed.decoding import ImageDecoder, find_row
 from training.feed.disk import DiskCache
 from training.feed.plan import Order, Share, Window, Windows
 from training.feed.reader import RowGroup, RowGroupReader
@@ -33,8 +35,9 @@ MIB = 1 << 20
 @dataclass
 class FeedStatistics:
     """What a feed did: rows handed out; row groups read, how many of them another rank reads too, and their bytes in the
-    files; row groups found, or not found, in the cache; seconds that the caller waited for input and that were spent in
-    the feed's generator altogether (from first to last batch, the caller's own work included)."""
+    files; row groups found, or not found, in the cache; broken images that were skipped; seconds that the caller waited for
+    input and that were spent in the feed's generator altogether (from first to last batch, the caller's own work
+    included)."""
 
     rows: int = 0
     row_groups: int = 0
@@ -42,6 +45,7 @@ class FeedStatistics:
     bytes_read: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    images_skipped: int = 0
     waited: float = 0.0
     elapsed: float = 0.0
 
@@ -58,7 +62,7 @@ class FeedStatistics:
         return {"rows_per_second": self.rows_per_second, "waiting_for_input_share": self.waiting_share,
                 "bytes_read": int(self.bytes_read), "row_groups_read": int(self.row_groups),
                 "row_groups_read_by_another_rank_too": int(self.row_groups_shared), "cache_hits": int(self.cache_hits),
-                "cache_misses": int(self.cache_misses)}  # fmt: skip
+                "cache_misses": int(self.cache_misses), "images_skipped": int(self.images_skipped)}  # fmt: skip
 
     @property
     def rows_per_second(self) -> float:
@@ -73,7 +77,9 @@ class Feed:
     ``drop_last`` leaves out a short last batch. ``row_ids=False``: nobody asks for row ids, so they are not read.
     ``reading_threads`` beyond the first are started only if the read-ahead has room for their row groups; the order is
     the same whatever their number. ``cache`` keeps row groups as batches need them, up to ``cache_mib`` MiB: in this
-    rank's ``memory``, or in files of ``cache_folder`` on the ``disk``, which ranks and trainings may share."""
+    rank's ``memory``, or in files of ``cache_folder`` on the ``disk``, which ranks and trainings may share. The image
+    columns of ``images`` are decoded by their settings, ``augment`` at random as in training (``ImageDecoder``): by
+    ``reading_threads`` threads more, two batches ahead, which are held beyond what is said above."""
 
     lake: Lake
     manifest: Manifest
@@ -88,11 +94,15 @@ class Feed:
     cache: Literal["none", "memory", "disk"] = "none"
     cache_mib: int = 4096
     cache_folder: str | None = None
+    images: Mapping[str, ImageSettings] = field(default_factory=dict)
+    augment: bool = False
     statistics: FeedStatistics = field(default_factory=FeedStatistics)
 
     def __post_init__(self) -> None:
         if self.ranks > self.order.lanes:
             raise SettingError(f"training.lanes is {self.order.lanes}: {self.ranks} ranks need at least as many lanes")
+        self._validate_images()
+        self.row_ids = self.row_ids or bool(self.images)  # what is random in an image is drawn by its row
         groups = self.manifest.split(self.split).unify_dictionaries().combine_chunks()
         paths = groups["path"].combine_chunks() if groups.num_rows else pa.array([], pa.string()).dictionary_encode()
         self._folder = self.lake.storage.path(self.manifest.table)
@@ -133,10 +143,14 @@ class Feed:
             return
         arena, self._arena = self._arena or self._new_arena(), None  # a second epoch at the same time has its own
         ahead = ReadAhead(shares, arena, partial(self._open_fill, arena), self._threads)
+        batches, decoder = self._batches(ahead, arena, windows, epoch, start_step), self._decoder()
         try:
-            yield from self._batches(ahead, arena, windows, epoch, start_step)
+            yield from decoder.decode(batches, epoch) if decoder else batches
         finally:
             ahead.close()
+            if decoder:
+                self.statistics.images_skipped += decoder.broken
+                self.statistics.waited += decoder.waited
             self._arena = self._arena or arena
             self.statistics.waited += ahead.waited
             self.statistics.elapsed += time.perf_counter() - started
@@ -148,6 +162,25 @@ class Feed:
     def row_group(self, number: int) -> RowGroup:
         path = f"{self._folder}/{self._files[int(self._file_of[number])].as_py()}"
         return RowGroup(path, int(self._indices[number]), int(self._counts[number]))
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether batches have weights: those of the table, or to leave out rows whose image is broken."""
+        return bool(self.manifest.weight) or any(settings.on_error == "skip" for settings in self.images.values())
+
+    def _validate_images(self) -> None:
+        known = [column.name for column in self.manifest.binary_columns if column.kind == "image"]
+        unknown = sorted(set(self.images) - set(known))
+        if unknown:
+            raise SettingError(f"training.images: {unknown[0]!r} is no image column of the examples{nearest(unknown[0], known)}")
+
+    def _decoder(self) -> ImageDecoder | None:
+        def where(row_id: int) -> str:
+            groups = (self.row_group(number) for number in range(len(self._counts)))
+            return find_row(self.lake.storage.filesystem, groups, self.manifest.row_id, row_id)
+
+        return ImageDecoder(settings=self.images, seed=self.order.seed, augment=self.augment, where=where,
+                            threads=self.reading_threads) if self.images else None  # fmt: skip
 
     def _shares(self, windows: Windows, epoch: int, start_step: int) -> Iterator[Share]:
         size = self.order.batch_size

@@ -18,7 +18,7 @@ FLOATS, IDS, LABEL, WEIGHT, ROW_ID = "floats", "ids", "label", "weight", "row_id
 DTYPES = {"array": np.dtype("<f4"), "tokens": np.dtype("<i4"), "image": np.dtype(object)}
 ALIGNMENT = 64
 #: Rows that are packed at once, so that what one column writes is still in the core's cache for the next.
-TILE = 4096
+TILE = 16_384
 
 #: Part by part, arrays [rows, *shape] of the same rows.
 Rows = dict[str, npt.NDArray]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -23,8 +25,8 @@ ALLOWED = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow",
 class Server:
     """Where the server is, and the one user that it knows."""
 
-    def __init__(self, endpoint: str, key: str, secret: str, log: Path) -> None:
-        self.endpoint, self.key, self.secret, self._log = endpoint, key, secret, log
+    def __init__(self, endpoint: str, key: str, secret: str, log: Path, process: subprocess.Popen) -> None:
+        self.endpoint, self.key, self.secret, self._log, self._process = endpoint, key, secret, log, process
 
     @property
     def settings(self) -> StorageSettings:
@@ -33,6 +35,15 @@ class Server:
     def num_reads(self, path: str) -> int:
         """How often any part of a file was read so far."""
         return self._log.read_text().count(f"GET /{path} ")
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """It answers nothing any more, and hangs up on nobody."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         urllib.request.urlopen(
             urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
         ).close()
-        yield Server(endpoint, made["AccessKeyId"], made["SecretAccessKey"], log)
+        yield Server(endpoint, made["AccessKeyId"], made["SecretAccessKey"], log, process)
     finally:
         process.kill()
         process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from contextlib import closing
 from dataclasses import replace
 
@@ -111,6 +112,21 @@ def test_a_file_that_vanished_or_was_replaced_is_named(toy):
     for use in (validate_files, batches_of):
         with pytest.raises(IntegrityError, match=r"train-1\.parquet"):
             use(toy.lake, toy.manifest)
+
+
+def test_a_store_that_answers_no_more_ends_the_epoch_with_an_error_and_no_thread_is_left(server, toy):
+    with closing(
+        Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=replace(ORDER, window=1), read_ahead=0).epoch(0)
+    ) as batches:
+        next(batches)
+        with (
+            server.silent(),
+            pytest.raises(LakeringError, match=r"train-\d\.parquet, row group \d cannot be read: .*AWS Error") as caught,
+        ):
+            list(batches)
+    assert not isinstance(caught.value, IntegrityError), "nothing is broken"
+    assert "the store answers" in str(caught.value)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lakering")]
 
 
 def test_checkpoints_are_written_pruned_and_read_back(storage):

@@ -22,7 +22,7 @@ from petastorm.workers_pool.worker_base import WorkerBase
 from pyarrow import filesystem as old_filesystem
 from pyarrow import fs
 
-from lakering.errors import IntegrityError
+from lakering.errors import IntegrityError, LakeringError
 
 # Petastorm 0.13 works through pyarrow's old dataset classes, each use of which warns.
 for _module in (r"petastorm\..*", r"training\.feed\.reader"):
@@ -100,7 +100,7 @@ def _worker_of(columns: Sequence[str]) -> type[WorkerBase]:
                 validate_num_rows(opened.file.metadata, row_group)
                 table = self._readable(opened).read_row_group(row_group.index, columns=list(columns), use_threads=False)
             except (OSError, pa.ArrowException) as error:
-                raise IntegrityError(f"{row_group} cannot be read: {error}", next_step=REBUILD) from error
+                raise _unreadable(row_group, error) from error
             if table.num_rows != row_group.num_rows:
                 raise IntegrityError(f"{row_group} gave {table.num_rows:,} of its {row_group.num_rows:,} rows", next_step=REBUILD)
             found = opened.file.metadata.row_group(row_group.index)
@@ -171,7 +171,15 @@ class RowGroupReader:
             return Reader(_Files(self._filesystem), [first.path], worker_class=_worker_of(self._columns),
                           reader_pool=self._pool, is_batched_reader=True, shuffle_row_groups=False)  # fmt: skip
         except (OSError, pa.ArrowException, RuntimeError) as error:
-            raise IntegrityError(f"{first} cannot be read: {error}", next_step=REBUILD) from error
+            raise _unreadable(first, error) from error
+
+
+def _unreadable(row_group: RowGroup, error: Exception) -> LakeringError:
+    """What is out of reach is not broken, and need not be built again. (What was missing there is a FileNotFoundError.)"""
+    text = f"{row_group} cannot be read: {error}"
+    if "AWS Error" in str(error) and not isinstance(error, FileNotFoundError):
+        return LakeringError(text, next_step="see that the store answers and lets you in, and run again: a training goes on")
+    return IntegrityError(text, next_step=REBUILD)
 
 
 def validate_num_rows(metadata: pq.FileMetaData, row_group: RowGroup) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Literal
@@ -28,45 +28,11 @@ from training.feed.decoding import ImageDecoder, find_row
 from training.feed.disk import DiskCache
 from training.feed.plan import Order, Share, Window, Windows
 from training.feed.reader import RowGroup, RowGroupReader
+from training.feed.statistics import FeedStatistics
 
 MIB = 1 << 20
-
-
-@dataclass
-class FeedStatistics:
-    """What a feed did: rows handed out; row groups read, how many of them another rank reads too, and their bytes in the
-    files; row groups found, or not found, in the cache; broken images that were skipped; seconds that the caller waited for
-    input and that were spent in the feed's generator altogether (from first to last batch, the caller's own work
-    included)."""
-
-    rows: int = 0
-    row_groups: int = 0
-    row_groups_shared: int = 0
-    bytes_read: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    images_skipped: int = 0
-    waited: float = 0.0
-    elapsed: float = 0.0
-
-    @property
-    def waiting_share(self) -> float:
-        return self.waited / self.elapsed if self.elapsed else 0.0
-
-    def since(self, before: FeedStatistics) -> FeedStatistics:
-        """What was done after ``before``, a copy of these statistics at that time."""
-        return FeedStatistics(**{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)})
-
-    def facts(self) -> dict[str, float]:
-        """All of it, under names that tell the units, for summaries and logs."""
-        return {"rows_per_second": self.rows_per_second, "waiting_for_input_share": self.waiting_share,
-                "bytes_read": int(self.bytes_read), "row_groups_read": int(self.row_groups),
-                "row_groups_read_by_another_rank_too": int(self.row_groups_shared), "cache_hits": int(self.cache_hits),
-                "cache_misses": int(self.cache_misses), "images_skipped": int(self.images_skipped)}  # fmt: skip
-
-    @property
-    def rows_per_second(self) -> float:
-        return self.rows / self.elapsed if self.elapsed else 0.0
+#: Of an arena: what an index of 32 bits can name.
+MOST_ROWS = 2**31 - 1
 
 
 @dataclass(kw_only=True)
@@ -206,6 +172,7 @@ class Feed:
         # A lane more or less for each window; and places do not wrap round: up to a row group is lost at the ring's end.
         ring = min((two_windows // self.order.lanes + 2) * (last - first) + max(beyond, 0), self.num_rows) + self._largest
         kept = min(self.cache_mib * MIB // self._row_bytes, self.num_rows) if self.cache == "memory" else 0
+        kept = max(min(kept, MOST_ROWS - ring), 0)
         return Arena(self._parts, self._counts, kept_rows=kept, ring_rows=0 if kept == self.num_rows else ring)
 
     def _image_bytes(self, groups: pa.Table) -> int:

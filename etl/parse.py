@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
+import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 from etl.session import session_settings
-from etl.sources.read import FileGroup, named_errors, position_of_blocks, read_rows
+from etl.sources.read import FileGroup, named_errors, number_files, position_of_blocks, read_rows
 from etl.transforms.parsing import BLANK, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
 from etl.transforms.provenance import with_content_hash
 from etl.transforms.sql import literal, literals
@@ -23,7 +24,8 @@ from lakering.storage import StorageSettings
 from schemas import Contract
 from schemas.expressions import quote_name
 
-STARTS = "_file string, _block bigint, _offset bigint, _first bigint, _source string, _modified bigint"
+STARTS = pa.schema({"_file": pa.int64(), "_block": pa.int64(), "_offset": pa.int64(), "_first": pa.int64(),
+                    "_source": pa.string(), "_modified": pa.int64()})  # fmt: skip
 TASKS_PER_CORE = 4
 Reasons = Counter[tuple[str | None, str | None]]
 
@@ -65,11 +67,11 @@ def parsed_files(
         # executor, so whoever uses them must be ready to begin again (``is_lost``). Small tasks, so that cores end together.
         tasks = TASKS_PER_CORE * spark.sparkContext.defaultParallelism
         with session_settings(spark, {"spark.sql.files.minPartitionNum": tasks}):
-            kept = reduce(DataFrame.unionByName, parts).localCheckpoint(True, StorageLevel.DISK_ONLY)
+            kept = reduce(DataFrame.unionByName, parts).localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_DESER)
         try:
             tally = kept.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
                 F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip
-            starts = position_of_blocks(groups, _blocks(tally))
+            starts = position_of_blocks(number_files(spark, groups), _blocks(tally))
             yield ParsedRows(_placed(kept, starts, groups, contract), _reasons(tally, starts))
         finally:
             kept._jdf.queryExecution().analyzed().rdd().unpersist(False)
@@ -102,7 +104,7 @@ def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0
 
 
 def _blocks(tally: list[Row]) -> list[Row]:
-    found: dict[tuple[str, int], tuple[int, int]] = {}
+    found: dict[tuple[int, int], tuple[int, int]] = {}
     for row in tally:
         place = (row["_file"], row["_block"])
         first, last = found.get(place, (row["first"], row["last"]))
@@ -110,7 +112,7 @@ def _blocks(tally: list[Row]) -> list[Row]:
     return [Row(_file=file, _block=block, first=first, last=last) for (file, block), (first, last) in found.items()]
 
 
-def _reasons(tally: list[Row], starts: list[tuple[str, int, int, int, str, int]]) -> Reasons:
+def _reasons(tally: list[Row], starts: list[tuple[int, int, int, int, str, int]]) -> Reasons:
     """Counts by refusal, without blank lines and without headers, which were parsed like any line."""
     places = {(file, block): (offset, first) for file, block, offset, first, _, _ in starts}
     reasons: Reasons = Counter()
@@ -122,9 +124,10 @@ def _reasons(tally: list[Row], starts: list[tuple[str, int, int, int, str, int]]
     return +reasons
 
 
-def _placed(kept: DataFrame, starts: list[tuple[str, int, int, int, str, int]], groups: list[FileGroup],
+def _placed(kept: DataFrame, starts: list[tuple[int, int, int, int, str, int]], groups: list[FileGroup],
             contract: Contract) -> DataFrame:  # fmt: skip
-    places = F.broadcast(kept.sparkSession.createDataFrame(starts, STARTS))
+    table = pa.Table.from_pylist([dict(zip(STARTS.names, start, strict=True)) for start in starts], schema=STARTS)
+    places = F.broadcast(kept.sparkSession.createDataFrame(table))
     forms = f"get(array({literals(group.form for group in groups)}), _group) AS _form"
     # Of Parquet the columns that were read: a raw form without a column is not one that holds a null there.
     read = tuple(column.name for column in contract.source_columns)

@@ -1,12 +1,14 @@
 """What files hold, as rows for the parser: where each stands, and its text or its values.
 
-Every frame has ``_file`` (path or URI), ``_block`` and ``_row``: in a file that Spark cuts into blocks, the row's number
-within its block and some offset (``position_of_blocks`` turns it into a position); with ``_block`` -1 the position itself.
+Every frame has ``_file`` (a number, see ``number_files``), ``_block`` and ``_row``: in a file that Spark cuts into blocks, the
+row's number within its block and some offset (``position_of_blocks`` turns it into a position); with ``_block`` -1 the
+position itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ from schemas.expressions import quote_name
 Likeness = tuple[bool, tuple[str, ...], tuple[str, ...]]
 EXACT = -1
 FOOTER_THREADS = 16
-PLACE = ("_metadata.file_path AS _file", "CAST(_metadata.file_block_start AS BIGINT) AS _block")
+PLACE = ("xxhash64(_metadata.file_path) AS _file", "CAST(_metadata.file_block_start AS BIGINT) AS _block")
 
 
 @dataclass(frozen=True)
@@ -142,23 +144,39 @@ def _read_streams(spark: SparkSession, group: FileGroup, contract: Contract, set
     numbers = spark.range(0, len(streams), 1, len(streams))
     rows = numbers.mapInArrow(read, f"_file string, _row bigint, {column}")
     text = "transform(_cells, c -> CAST(c AS STRING)) AS _cells" if multi_line else "CAST(_raw AS STRING) AS _raw"
-    return rows.selectExpr("_file", f"CAST({EXACT} AS BIGINT) AS _block", "_row", text)
+    return rows.selectExpr("xxhash64(_file) AS _file", f"CAST({EXACT} AS BIGINT) AS _block", "_row", text)
 
 
-def position_of_blocks(groups: list[FileGroup], blocks: list[Row]) -> list[tuple[str, int, int, int, str, int]]:
+def number_files(spark: SparkSession, groups: list[FileGroup]) -> dict[int, tuple[SourceFile, FileGroup]]:
+    """The files by the number in ``_file``: a hash of their names, which would weigh as much as the rows that they are in.
+
+    Raises InputError should two files have one number."""
+    files = [(file, group) for group in groups for file in group.files]
+    path = spark.sparkContext._jvm.org.apache.hadoop.fs.Path  # type: ignore[union-attr]
+    # As Spark writes them: percent-encoded, but for letters beyond ASCII.
+    names = [file.uri if group.streamed else path(file.uri).toUri().toString() for file, group in files]
+    hashed = spark.createDataFrame(pa.table({"name": names})).selectExpr("xxhash64(name)").collect()
+    numbered = {row[0]: found for row, found in zip(hashed, files, strict=True)}
+    if len(numbered) < len(files):
+        both = [file.path for file, group in files if (file, group) not in numbered.values()]
+        raise InputError(f"{both[0]} has the number of another file", next_step="give it another name")
+    return numbered
+
+
+def position_of_blocks(
+    files: dict[int, tuple[SourceFile, FileGroup]], blocks: list[Row]
+) -> list[tuple[int, int, int, int, str, int]]:
     """Of each block (rows with ``_file, _block, first, last``, the least and greatest ``_row``) the file and block, the
     offset that gives ``_row - offset`` as position, the first position that is data, the source and its file's time (ns).
     """
-    files = {file.uri: (file, 2 if group.format == "csv" else 1) for group in groups for file in group.files}
-    before: dict[str, int] = {}
+    before: Counter[int] = Counter()
     found = []
     for block in sorted(blocks, key=lambda row: (row["_file"], row["_block"])):
-        exact = block["_block"] == EXACT
-        uri = block["_file"] if exact else unquote(block["_file"])  # file_path is percent-encoded, but for letters beyond ASCII
-        file, first = files[uri]
-        offset = 0 if exact else block["first"] - before.get(uri, 0) - 1
-        before[uri] = before.get(uri, 0) + block["last"] - block["first"] + 1
-        found.append((block["_file"], block["_block"], offset, first, file.source, file.modified))
+        number = block["_file"]
+        file, group = files[number]
+        offset = 0 if block["_block"] == EXACT else block["first"] - before[number] - 1
+        before[number] += block["last"] - block["first"] + 1
+        found.append((number, block["_block"], offset, 2 if group.format == "csv" else 1, file.source, file.modified))
     return found
 
 

@@ -22,10 +22,14 @@ from schemas.expressions import quote_name
 #: Above this many touched partition values, the literals would outgrow what they save.
 MAX_LITERALS = 1000
 DATED = ("date", "timestamp")
-#: Of source, for each task that removes repeated keys and writes a file.
-BYTES_PER_TASK = 64 << 20
+#: Of source, for each file and for each task; less where that leaves cores idle, but not so little that tasks cost more.
+BYTES_PER_TASK, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 4 << 20, 4
 USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
+#: Rows of up to so many partitions in a task are written without being sorted by them first.
+OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "8"}
+#: No value of these stands twice: Parquet would fill a dictionary, and throw it away.
+NO_DICTIONARY = {f"parquet.enable.dictionary#{name}": "false" for name in ("_position", "_content_hash")}
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,15 @@ def _survey(rows: DataFrame, contract: Contract) -> tuple[list[tuple[object, ...
 
 
 def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] | None, repeated: bool) -> DataFrame:
-    """Of each key the row that stands, shuffled once: by the table's partitions, each cut by the key's hash into tasks of
-    bounded size. That brings rows of one key together, and each task writes few files."""
+    """Of each key the row that stands, shuffled once: by the table's partitions, each cut by the key's hash into buckets of
+    bounded size. That brings rows of one key together, and each partition and bucket is a file of one task."""
     buckets = max(1, math.ceil(batch.num_bytes / (len(values) if values else 1) / BYTES_PER_TASK))
     hashed = batch.rows.selectExpr("*", f"xxhash64({names(key_of(contract))}) AS _hash")
     placed = hashed.selectExpr("*", f"pmod(_hash, {buckets}) AS _bucket")
-    spread = placed.repartition(*map(quote_name, contract.partition_by), "_bucket")
+    cores = batch.rows.sparkSession.sparkContext.defaultParallelism
+    size = min(BYTES_PER_TASK, max(MIN_BYTES_PER_TASK, batch.num_bytes // (TASKS_PER_CORE * cores)))
+    # A number of tasks is kept as it is said: Spark, choosing one, would leave cores idle at the end.
+    spread = placed.repartition(math.ceil(batch.num_bytes / size) or 1, *map(quote_name, contract.partition_by), "_bucket")
     if not repeated:
         return spread
     return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket", "_hash")).where("_rank = 1")
@@ -108,7 +115,8 @@ def _merge(table: DeltaTable, contract: Contract, batch: Batch, winners: DataFra
         if contract.repeated_key == "replace":
             order = newest_last(contract)
             merge = merge.whenMatchedUpdateAll(f"struct({_of('new', order)}) > struct({_of('old', order)})")
-        with session_settings(spark, {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}):
+        settings = {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}
+        with session_settings(spark, {**settings, **OPEN_FILES, **NO_DICTIONARY}):
             merge.whenNotMatchedInsertAll().execute()
 
     run_again_on_conflict(run, f"table '{contract.table}'", spread=int(batch.id[:4], 16) / 0xFFFF)

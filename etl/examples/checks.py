@@ -77,7 +77,8 @@ class Checker:
         outcomes; if it reads none, the table's event time. Not ``required``: an empty answer instead of an error."""
         outcomes = [name for name in names if contract.is_outcome(name)]
         found: set[str] = set()
-        for name in outcomes:
+        waiting = list(dict.fromkeys(outcomes))
+        for name in waiting:
             column = self.column(name, contract, at)
             if column.known_at is not None:
                 found.add(column.known_at)
@@ -88,7 +89,7 @@ class Checker:
                     "nobody can tell, so no feature may use it. Give it knownAt in its contract",
                 )
             elif column.derived is not None:
-                found.update(self.known_columns(contract, column.derived.columns, at, required=required))
+                waiting += [read for read in column.derived.columns if contract.is_outcome(read) and read not in waiting]
         if outcomes or not required:
             return tuple(sorted(found))
         if contract.event_time is None:

@@ -47,6 +47,14 @@ def test_disagreement_and_failures_reach_every_rank(seen):
     assert "No such file" in seen[1][1]["from_first"]
 
 
+def test_a_broken_file_ends_every_rank_within_seconds(seen):
+    """Whichever of them read it: the other was not left waiting."""
+    for rank in seen[1]:
+        assert rank["broken file"].startswith("IntegrityError: ")
+        assert "train-1.parquet, row group 0 cannot be read" in rank["broken file"]
+        assert rank["broken file's seconds"] < 30
+
+
 def test_two_ranks_have_the_losses_of_one(seen):
     toy, ranks = seen
     recipe = read_recipe(toy.recipe)

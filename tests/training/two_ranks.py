@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lakering.errors import IntegrityError, LakeringError
+from lakering.manifest import read_manifest
 from recipes import read_recipe
 from training.distributed.world import HorovodWorld
 from training.evaluate import evaluate, evaluate_request
 from training.feed import Feed
-from training.train import train, train_request
+from training.train import lake_of, train, train_request
 
 
 def error_of(work: Any) -> str:
@@ -56,6 +58,20 @@ def train_with_a_feed_that_breaks(world: HorovodWorld, request: dict[str, Any]) 
         Feed.epoch = epoch  # type: ignore[method-assign]
 
 
+def train_on_a_broken_file(world: HorovodWorld, request: dict[str, Any]) -> None:
+    """It has its size and its footer, and other bytes in its first row group."""
+    lake = lake_of(request)
+    path = Path(lake.storage.path(read_manifest(lake, request["recipe"]).table, "train-1.parquet"))
+
+    whole = path.read_bytes()
+    world.gather("", "seen whole")
+    world.from_first("break", lambda: path.write_bytes(whole[:4] + bytes(396) + whole[400:]))
+    try:
+        train(world, {**request, "new": True})
+    finally:
+        world.from_first("mend", lambda: path.write_bytes(whole))
+
+
 def main(recipe_path: str, output: str) -> None:
     world = HorovodWorld()
     recipe = read_recipe(recipe_path)
@@ -74,6 +90,9 @@ def main(recipe_path: str, output: str) -> None:
         lambda: train(world, {**request, "new": True, "training": {**request["training"], "learning_rate": 1 + world.rank}})
     )
     seen["broken feed"] = error_of(lambda: train_with_a_feed_that_breaks(world, request))
+    started = time.monotonic()
+    seen["broken file"] = error_of(lambda: train_on_a_broken_file(world, request))
+    seen["broken file's seconds"] = time.monotonic() - started
     Path(output, f"rank-{world.rank}.json").write_text(json.dumps(seen))
     world.gather("", "end")
     world.close()

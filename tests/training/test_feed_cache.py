@@ -190,7 +190,7 @@ def test_what_a_dead_training_left_half_written_is_removed(toy, tmp_path):
     for path in (young, old):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 3700,) * 2)
-    feed_of(toy, cache="disk", cache_folder=str(tmp_path))
+    list(feed_of(toy, cache="disk", cache_folder=str(tmp_path)).epoch(0))
     assert young.exists()
     assert not old.exists()
 

@@ -16,6 +16,7 @@ from training.checkpoint import newest_checkpoint
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request
 from training.feed.reader import RowGroupReader
+from training.preview import preview_training
 from training.steplog import read_steps
 from training.summaries import add_training
 from training.train import train, train_request, validate_origin
@@ -82,6 +83,13 @@ def test_a_model_is_trained_and_evaluated_on_some_columns(write_toy):
 def test_a_column_that_is_not_there_is_named(write_toy):
     with pytest.raises(SettingError, match=r"no feature 'x3'; did you mean 'x\d'\? \(known: a, b, x0, x1\)"):
         train_toy(write_toy(), "training.columns=[x3]")
+
+
+def test_a_training_that_is_not_begun_makes_no_cache(write_toy):
+    toy = write_toy()
+    request = train_request(read_recipe(toy.recipe, overrides=FED["disk"]))
+    preview_training(Summary("train"), request, ranks=1)
+    assert not (toy.folder / "cache").exists()
 
 
 def test_a_disk_cache_without_a_folder_is_refused_with_its_line(write_toy):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.feed import plan
+from training.feed.arena import Arena
 from training.feed.plan import Order
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=20).filter(lambda counts: sum(counts) > 0)
@@ -131,6 +132,41 @@ def test_windows_between_outputs_are_those_that_hold_them(counts, order, epoch, 
     windows = plan.cut_windows(counts, order, epoch)
     holding = [w.index for w in windows if any(first <= x < last for x in range(w.first_output, w.first_output + w.num_rows))]
     assert [w.index for w in windows.between(first, last)] == holding
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 6))
+def test_two_windows_take_no_more_rows_than_is_said(counts, order, epoch, ranks):
+    ranks = min(ranks, order.lanes)
+    windows = list(plan.cut_windows(counts, order, epoch))
+    for rank in range(ranks):
+        sizes = [plan.share(window, order, epoch, rank, ranks).num_rows for window in windows]
+        most = plan.most_rows_held(counts, order, rank, ranks)
+        assert max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True)) <= most <= sum(counts)
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, EPOCHS, st.integers(1, 3), st.sampled_from([0, 30, 100]))
+def test_places_never_overlap_and_two_windows_always_find_room(counts, order, epoch, ranks, kept_rows):
+    """In a ring of the rows of two windows and a row group."""
+    ranks = min(ranks, order.lanes)
+    ring_rows = plan.most_rows_held(counts, order, 0, ranks) + max(counts)
+    arena = Arena((), np.array(counts), kept_rows=kept_rows, ring_rows=ring_rows)
+    owners: dict[int, tuple[int, int]] = {}  # of a row of the arena: a kept row group, or a window
+    ends: list[int] = []
+    for window in plan.cut_windows(counts, order, epoch):
+        if len(ends) > 1:  # the one before is still held
+            arena.free(ends[-2])
+            owners = {row: owner for row, owner in owners.items() if owner != (0, window.index - 2)}
+        share = plan.share(window, order, epoch, 0, ranks)
+        for row_group, first, last in plan.reads(window, share.first, share.last):
+            place = arena.place(row_group, last - first)
+            assert place is not None
+            owner = (1, row_group) if place.kept else (0, window.index)
+            for row in range(place.at, place.at + (counts[row_group] if place.kept else last - first)):
+                assert owners.setdefault(row, owner) == owner
+                assert row < kept_rows if place.kept else kept_rows <= row < kept_rows + ring_rows
+        ends.append(arena.position)
 
 
 @settings(deadline=None)

@@ -79,7 +79,8 @@ class Feed:
         self._arena: Arena | None = None
         self._lock = Lock()
         self._modified: dict[str, fs.FileInfo] = {}
-        self._disk = self._disk_cache() if self.cache == "disk" else None
+        self._disk: DiskCache | None = None
+        self._validate_cache()
 
     @property
     def num_rows(self) -> int:
@@ -107,6 +108,8 @@ class Feed:
         started = time.perf_counter()
         if start_step >= self.num_steps:
             return
+        if self.cache == "disk" and self._disk is None:
+            self._disk = DiskCache(str(self.cache_folder), self.cache_mib * MIB, self._parts)
         arena, self._arena = self._arena or self._new_arena(), None  # a second epoch at the same time has its own
         ahead = ReadAhead(shares, arena, partial(self._open_fill, arena), self._threads)
         batches, decoder = self._batches(ahead, arena, windows, epoch, start_step), self._decoder()
@@ -166,11 +169,10 @@ class Feed:
         return max(1, min(self.reading_threads, 1 + self.read_ahead * MIB // (self._largest * self._row_bytes)))
 
     def _new_arena(self) -> Arena:
-        first, last = plan.lanes_of(self.rank, self.ranks, self.order.lanes)
-        two_windows = int(np.sort(self._counts)[-2 * self.order.window :].sum())
+        two_windows = plan.most_rows_held(self._counts, self.order, self.rank, self.ranks)
         beyond = self.read_ahead * MIB // self._row_bytes - (self._threads - 1) * self._largest
-        # A lane more or less for each window; and places do not wrap round: up to a row group is lost at the ring's end.
-        ring = min((two_windows // self.order.lanes + 2) * (last - first) + max(beyond, 0), self.num_rows) + self._largest
+        # Places do not wrap round: up to a row group is lost at the ring's end.
+        ring = min(two_windows + max(beyond, 0), self.num_rows) + self._largest
         kept = min(self.cache_mib * MIB // self._row_bytes, self.num_rows) if self.cache == "memory" else 0
         kept = max(min(kept, MOST_ROWS - ring), 0)
         return Arena(self._parts, self._counts, kept_rows=kept, ring_rows=0 if kept == self.num_rows else ring)
@@ -182,13 +184,12 @@ class Feed:
         files = groups.group_by("path").aggregate([("file_bytes", "max"), ("num_rows", "sum")])
         return int(pa.compute.sum(files["file_bytes_max"]).as_py() or 0) // max(self.num_rows, 1)
 
-    def _disk_cache(self) -> DiskCache:
-        if self.cache_folder is None:
+    def _validate_cache(self) -> None:
+        if self.cache == "disk" and self.cache_folder is None:
             raise SettingError("the feed's disk cache needs a folder")
-        if any(part.dtype.hasobject for part in self._parts):
+        if self.cache == "disk" and any(part.dtype.hasobject for part in self._parts):
             images = ", ".join(c.name for c in self.manifest.binary_columns if c.kind == "image")
             raise SettingError(f"the feed's disk cache holds no images ({images})", next_step="take cache: memory, or none")
-        return DiskCache(self.cache_folder, self.cache_mib * MIB, self._parts)
 
     def _key(self, source: RowGroup) -> str | None:
         """Names all that a packed row group is made of. None for a file that is not there."""

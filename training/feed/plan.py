@@ -198,6 +198,15 @@ def share(window: Window, order: Order, epoch: int, rank: int = 0, ranks: int = 
     return Share(window, order, epoch, first_lane, last_lane, int(starts[first_lane]), int(starts[last_lane]))
 
 
+def most_rows_held(row_counts: npt.ArrayLike, order: Order, rank: int, ranks: int) -> int:
+    """At least as many rows as a rank serves of two windows, one after the other, in any epoch."""
+    counts = np.asarray(row_counts, dtype=np.int64)
+    first_lane, last_lane = lanes_of(rank, ranks, order.lanes)
+    two_windows = int(np.sort(counts)[-2 * order.window :].sum())
+    # In each of the two, a lane is longer than the mean by less than one row.
+    return min((two_windows // order.lanes + 2) * (last_lane - first_lane), int(counts.sum()))
+
+
 def reads(window: Window, first: int, last: int) -> Iterator[tuple[int, int, int]]:
     """The (row group, first row, last row) that hold the window's rows [first, last), in order."""
     if first == last:
@@ -225,5 +234,6 @@ def _permuted(keys_of_place: npt.NDArray[np.uint64], first: int, last: int, num_
     keys[max(num_longer - first, 0) :, -1] = np.iinfo(np.uint64).max
     keys.sort(axis=1)
     keys &= bits
-    # Of a shorter lane, the number that the end holds is dropped with the last place; it need only be a valid one.
-    return np.minimum(keys, np.uint64(places - 1), out=keys).view(np.int64)
+    if num_longer < last:  # what such a lane has at its end is dropped with the last place; it need only be a valid one
+        np.minimum(keys, np.uint64(places - 1), out=keys)
+    return keys.view(np.int64)

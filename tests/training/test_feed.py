@@ -60,6 +60,15 @@ def test_global_batches_are_byte_equal_on_any_number_of_ranks_and_after_resuming
     assert [[a.tobytes() for a in batch] for batch in resumed] == [[a.tobytes() for a in batch] for batch in alone[4:]]
 
 
+def test_row_groups_that_several_ranks_read_are_counted(write_toy):
+    toy = write_toy({"train": [[90], [90]]})  # one window, three ranks: borders at row 60 and at row 120
+    feeds = [feed_of(toy, rank, 3, order=Order(seed=1, batch_size=30, window=2, lanes=3)) for rank in range(3)]
+    for feed in feeds:
+        list(feed.epoch(0))
+    assert [feed.statistics.row_groups for feed in feeds] == [1, 2, 1]
+    assert sum(feed.statistics.row_groups_shared for feed in feeds) == 2, "each was read by two ranks"
+
+
 def test_resuming_reads_no_window_that_is_done(write_toy):
     toy = write_toy()
     whole, resumed = feed_of(toy), feed_of(toy)

@@ -38,7 +38,7 @@ lint: setup      ## style, types, import rules, contracts
 	@for contract in schemas/*.yaml; do out=$$($(BIN)/datacontract lint $$contract 2>&1) || { echo "$$out"; exit 1; }; done
 
 test: lint data  ## lint, then the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: data     ## the slow tests: processes killed in the middle, the whole path on a cluster
 	$(BIN)/python -m pytest -m faults

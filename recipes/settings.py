@@ -14,8 +14,6 @@ from lakering.names import validate_name
 
 #: Pillow itself warns of larger images.
 MAX_PIXELS = 89_478_485
-#: What Spark and TensorFlow hold.
-Int = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 MAX_MIB = 1 << 30
 MAX_SECONDS = 10_000 * 366 * 86400
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -54,7 +52,15 @@ def _name(text: str) -> str:
         raise ValueError(error.message) from None  # so that the document can tell the line
 
 
+def _int64(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("more than 64 bits hold")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
+#: A validator, since bounds here would take the place of those that a setting has.
+Int = Annotated[StrictInt, AfterValidator(_int64)]
 Pixels = Annotated[StrictInt, Field(ge=1, le=8192)]
 
 

@@ -240,9 +240,9 @@ def test_an_expression_too_deep_for_its_parser_is_refused_with_its_line(folder):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [("learning_rate", ".inf", "finite"), ("weight_decay", "1e400", "finite"), ("learning_rate", ".nan", "finite"),
-     ("seed", "9223372036854775808", "less than"), ("epochs", "1" * 40, "less than")],
+     ("seed", "9223372036854775808", "64 bits"), ("epochs", "1" * 40, "64 bits"), ("epochs", "0", "greater than or equal to 1")],
 )  # fmt: skip
-def test_a_number_that_no_engine_holds_is_refused_by_its_key(folder, key, value, message):
+def test_a_number_out_of_bounds_is_refused_by_its_key(folder, key, value, message):
     path = folder / "fuzz.yaml"
     path.write_text(RECIPE.replace("epochs: 3", f"{key}: {value}"))
     with pytest.raises(SettingError, match=rf"fuzz\.yaml:14: training\.{key}: .*{message}"):

@@ -16,6 +16,7 @@ from lakering.errors import IntegrityError, SettingError
 from lakering.manifest import validate_files
 from training.feed import Feed, Order
 from training.feed.batch import tensor_of
+from training.feed.reader import REBUILD
 
 ORDER = Order(seed=9, batch_size=64, window=2, lanes=8)
 
@@ -153,10 +154,20 @@ def raise_ids(path: Path):
     rewrite(path, table.set_column(table.column_names.index("a"), "a", ids))
 
 
-def make_ids_floats(path: Path):
-    table = pq.read_table(path)
-    at = table.column_names.index("a")
-    rewrite(path, table.set_column(at, "a", table["a"].cast(pa.float32())))
+def cast(name: str, *types: pa.DataType):
+    """Gives a column other types, one after the other."""
+
+    def fault(path: Path):
+        table = pq.read_table(path)
+        values = table[name]
+        for type_ in types:
+            values = values.cast(type_, safe=False)
+        rewrite(path, table.set_column(table.column_names.index(name), name, values))
+
+    return fault
+
+
+TIME = (pa.int64(), pa.timestamp("us"))
 
 
 @pytest.mark.parametrize(
@@ -168,17 +179,25 @@ def make_ids_floats(path: Path):
         (replace_columns, "lacks columns"),
         (replace_rows, "the manifest says"),
         (add_nulls, "y holds 1 nulls"),
-        (make_ids_floats, "a is float32, ids are integers"),
+        (cast("a", pa.float32()), r"row group \d: a is of type float, an example table has integers there"),
+        (cast("x0", pa.string()), r"row group \d: x0 is of type string, an example table has floats there"),
+        (cast("x0", *TIME), r"x0 is of type timestamp\[us\]"),
+        (cast("y", pa.string()), "y is of type string, an example table has floats there"),
+        (cast("y", *TIME), r"y is of type timestamp\[us\]"),
+        (cast("w", pa.string()), "w is of type string, an example table has floats there"),
+        (cast("row_id", pa.string()), "row_id is of type string, an example table has integers there"),
+        (cast("row_id", pa.float64()), "row_id is of type double"),
         (raise_ids, r"a holds ids from 6 to 6, the manifest says \[0, 6\)"),
     ],
 )
 def test_a_changed_file_is_named_never_a_short_epoch(write_toy, fault, says):
-    toy = write_toy()
+    toy = write_toy(weight=True)
     path = toy.file("train", 1)
     fault(path)
     with pytest.raises(IntegrityError, match=says) as caught:
         list(feed_of(toy).epoch(0))
     assert str(path) in str(caught.value)
+    assert caught.value.next_step == REBUILD
 
 
 def test_files_gone_or_cut_are_seen_before_anything_is_read(write_toy):

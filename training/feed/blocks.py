@@ -20,6 +20,9 @@ ALIGNMENT = 64
 #: Rows that are packed at once, so that what one column writes is still in the core's cache for the next.
 TILE = 16_384
 
+#: What a column of a file may hold, by the word that an error has for it.
+TYPES = {"floats": pa.types.is_floating, "integers": pa.types.is_integer, "binary": pa.types.is_binary}
+
 #: Part by part, arrays [rows, *shape] of the same rows.
 Rows = dict[str, npt.NDArray]
 
@@ -76,15 +79,16 @@ def take(rows: Rows, index: npt.NDArray[np.intp], out: Rows, at: int = 0) -> Non
 
 
 def pack(rows: Rows, at: int, table: pa.Table, manifest: Manifest, source: RowGroup) -> None:
-    """Copies a table's rows to ``at`` and on. Raises IntegrityError, naming the row group, for a null, an id that the
-    manifest does not know, or a cell of another size than it tells."""
+    """Copies a table's rows to ``at`` and on. Raises IntegrityError, naming the row group, for a column of another type, a
+    null, an id that the manifest does not know, or a cell of another size than it tells."""
     end = at + table.num_rows
     for column in manifest.binary_columns:
         rows[part_of(column)][at:end] = _cells(table, column, source)
-    for name, column_name in ((LABEL, manifest.label), (WEIGHT, manifest.weight), (ROW_ID, manifest.row_id)):
+    vectors = ((LABEL, manifest.label, "floats"), (WEIGHT, manifest.weight, "floats"), (ROW_ID, manifest.row_id, "integers"))
+    for name, column_name, wanted in vectors:
         if name in rows and column_name:
-            rows[name][at:end] = _values(table, column_name, source)
-    _pack_matrix(rows[FLOATS][at:end], [_values(table, name, source) for name in manifest.float_columns])
+            rows[name][at:end] = _values(table, column_name, wanted, source)
+    _pack_matrix(rows[FLOATS][at:end], [_values(table, name, "floats", source) for name in manifest.float_columns])
     _pack_matrix(rows[IDS][at:end], [_ids(table, column, source) for column in manifest.id_columns])
 
 
@@ -96,10 +100,7 @@ def _pack_matrix(matrix: npt.NDArray, columns: list[npt.NDArray]) -> None:
 
 
 def _ids(table: pa.Table, column: Column, source: RowGroup) -> npt.NDArray:
-    values = _values(table, column.name, source)
-    if values.dtype.kind not in "iu":
-        raise IntegrityError(f"{source}: {column.name} is {values.dtype}, ids are integers", next_step=REBUILD)
-    return _known(values, column, source)
+    return _known(_values(table, column.name, "integers", source), column, source)
 
 
 def _known(values: npt.NDArray, column: Column, source: RowGroup) -> npt.NDArray:
@@ -112,26 +113,27 @@ def _known(values: npt.NDArray, column: Column, source: RowGroup) -> npt.NDArray
     return values
 
 
-def _values(table: pa.Table, name: str, source: RowGroup) -> npt.NDArray:
-    column = table.column(name)
-    _validate_whole(column, name, source)
+def _values(table: pa.Table, name: str, wanted: str, source: RowGroup) -> npt.NDArray:
+    column = _validated(table, name, wanted, source)
     return column.chunk(0).to_numpy(zero_copy_only=False) if column.num_chunks == 1 else column.to_numpy()
 
 
-def _validate_whole(column: pa.ChunkedArray, name: str, source: RowGroup) -> None:
+def _validated(table: pa.Table, name: str, wanted: str, source: RowGroup) -> pa.ChunkedArray:
+    column = table.column(name)
+    if not TYPES[wanted](column.type):
+        # numpy would read numbers out of texts, and take a time for one.
+        raise IntegrityError(f"{source}: {name} is of type {column.type}, an example table has {wanted} there", next_step=REBUILD)
     if column.null_count:
         # Read on, a null int64 would silently become a number.
         raise IntegrityError(f"{source}: {name} holds {column.null_count:,} nulls, an example table has none", next_step=REBUILD)
+    return column
 
 
 def _cells(table: pa.Table, column: Column, source: RowGroup) -> npt.NDArray:
     """Arrays and tokens are views of the file's bytes; images are copied."""
     if column.kind == "image":
-        return _values(table, column.name, source)
-    packed = table.column(column.name)
-    _validate_whole(packed, column.name, source)
-    if not pa.types.is_binary(packed.type):
-        raise IntegrityError(f"{source}: {column.name} is {packed.type}, not binary", next_step=REBUILD)
+        return _values(table, column.name, "binary", source)
+    packed = _validated(table, column.name, "binary", source)
     parts = [_unpacked(chunk, column, source) for chunk in packed.chunks if len(chunk)]
     cells = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return _known(cells, column, source) if column.kind == "tokens" else cells

@@ -26,7 +26,7 @@ from schemas.expressions import quote_name
 
 STARTS = pa.schema({"_file": pa.int64(), "_block": pa.int64(), "_offset": pa.int64(), "_first": pa.int64(),
                     "_source": pa.string(), "_modified": pa.int64()})  # fmt: skip
-TASKS_PER_CORE = 4
+TASKS_PER_CORE = 8
 Reasons = Counter[tuple[str | None, str | None]]
 
 

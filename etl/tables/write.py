@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
@@ -23,11 +24,11 @@ from schemas.expressions import quote_name
 MAX_LITERALS = 1000
 DATED = ("date", "timestamp")
 #: Of source, for each file and for each task; less where that leaves cores idle, but not so little that tasks cost more.
-BYTES_PER_TASK, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 4 << 20, 4
+BYTES_PER_TASK, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 4 << 20, 8
 USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
 #: Rows of up to so many partitions in a task are written without being sorted by them first.
-OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "8"}
+OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "4"}
 #: No value of these stands twice: Parquet would fill a dictionary, and throw it away.
 NO_DICTIONARY = {f"parquet.enable.dictionary#{name}": "false" for name in ("_position", "_content_hash")}
 
@@ -58,11 +59,13 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
 
     Returns the counts, and of conflicts ``_source, _position, _stored``. On a local file system the caller holds the table's
     lock; elsewhere another writer's commit in between makes the merge run again. Raises BusyError when that has no end."""
-    table = create_table(spark, lake, contract)
+    with ThreadPoolExecutor(1) as pool:  # the table's log and the rows keep different parts of a machine waiting
+        survey = pool.submit(_survey, batch.rows, contract)
+        table = create_table(spark, lake, contract)
+        values, repeated = survey.result()
     before = table_version(lake, contract.table)[1]
-    values, repeated = _survey(batch.rows, contract)
     touched = _condition(values, contract, "old")
-    _merge(table, contract, batch, _winners(batch, contract, values, repeated), touched)
+    _merge(table, lake, contract, batch, _winners(batch, contract, values, repeated), touched)
     inserted = _num_inserted(lake, contract, before, batch.id)
     if contract.repeated_key == "keep" and inserted == batch.num_rows:
         return Counts(written=inserted), None  # every row is there, so no key was twice and none was known
@@ -102,7 +105,7 @@ def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] 
     return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket", "_hash")).where("_rank = 1")
 
 
-def _merge(table: DeltaTable, contract: Contract, batch: Batch, winners: DataFrame, touched: str) -> None:
+def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winners: DataFrame, touched: str) -> None:
     spark = winners.sparkSession
     columns = spark_schema(contract).names
     new = winners.selectExpr(*map(quote_name, columns)).alias("new")
@@ -110,7 +113,7 @@ def _merge(table: DeltaTable, contract: Contract, batch: Batch, winners: DataFra
 
     def run() -> None:
         # Into partitions without a row nothing is joined, so what comes is spread as it is to be written.
-        empty = table.toDF().alias("old").where(touched).isEmpty()
+        empty = table_version(lake, contract.table)[1] == 0 or table.toDF().alias("old").where(touched).isEmpty()
         merge = table.alias("old").merge(new, same)
         if contract.repeated_key == "replace":
             order = newest_last(contract)

@@ -6,6 +6,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from etl.transforms.sql import literal
+from lakering.names import fingerprint
 from schemas import Contract
 from schemas.contract import MODIFIED, PROVENANCE
 from schemas.expressions import quote_name
@@ -15,9 +16,12 @@ def with_content_hash(rows: DataFrame, contract: Contract) -> DataFrame:
     """Adds ``_content_hash``: 128 bits over the typed values of the source columns, by name, nulls left out.
 
     So CSV and JSON agree, and a new nullable column changes nothing. Two chains of xxHash64 from different seeds, in which
-    each value stands behind its column's name; over rows with as many columns MD5 of their texts took half of an ingest."""
+    each value stands behind a number for its column's name; over rows with as many columns MD5 of their texts took half of
+    an ingest."""
     columns = sorted(contract.source_columns, key=lambda column: column.name)
-    pairs = ", ".join(f"if({quote_name(c.name)} IS NULL, NULL, {literal(c.name)}), {quote_name(c.name)}" for c in columns)
+    values = [quote_name(column.name) for column in columns]
+    numbers = [f"{int(fingerprint(column.name, length=15), 16)}L" for column in columns]
+    pairs = ", ".join(f"if({value} IS NULL, NULL, {number}), {value}" for value, number in zip(values, numbers, strict=True))
     halves = ", ".join(f"lpad(hex(xxhash64({literal(seed)}, {pairs})), 16, '0')" for seed in ("first", "second"))
     return rows.withColumn(PROVENANCE[2], F.expr(f"unhex(concat({halves}))"))
 

@@ -165,7 +165,11 @@ def _timestamp(text: str, dialect: Dialect) -> str:
     )
     if dialect.timestamp_format is not None:
         return instant if dialect.timestamp_zone else moment
-    zoned = f"WHEN {text} RLIKE {literal(ZONED_TIMESTAMP)} THEN {moment}"
+    # Most texts are told without a regular expression: what is a timestamp to Spark, and has its signs there, is of that form.
+    signs = f"substring({text}, 5, 1) = '-' AND substring({text}, 8, 1) = '-' AND substring({text}, 14, 1) = ':'"
+    usual = f"octet_length({text}) = 20 AND endswith({text}, 'Z') AND {signs} AND substring({text}, 17, 1) = ':'"
+    usual = f"{usual} AND substring({text}, 11, 1) IN ('T', ' ')"
+    zoned = f"WHEN ({usual}) OR {text} RLIKE {literal(ZONED_TIMESTAMP)} THEN {moment}"
     plain = f"WHEN {text} RLIKE {literal(PLAIN_TIMESTAMP)} THEN {instant}"
     return f"CASE {zoned} {plain if dialect.timestamp_zone else ''} END"
 

@@ -303,16 +303,18 @@ class Training(Settings):
 class FeedSettings(Settings):
     """How a training is fed: what it reads, and in which order, does not depend on these. Memory is for each rank."""
 
-    reading_threads: Int = Field(1, ge=1, le=64)
+    reading_threads: Int = Field(1, ge=1, le=64, description="as many as read_ahead has room for their row groups")
     read_ahead: Int = Field(64, ge=0, le=MAX_MIB, description="MiB that may be read beyond two windows")
     cache: Literal["none", "memory", "disk"] = Field("none", description="where row groups are kept, decoded, for later epochs")
     cache_mib: Int = Field(4096, ge=1, le=MAX_MIB, description="the most that the cache takes")
-    cache_folder: str | None = Field(None, description="of the disk cache; ranks and trainings may share it")
+    cache_folder: str | None = Field(None, min_length=1, description="of the disk cache; ranks and trainings may share it")
 
     @model_validator(mode="after")
     def _folder_for_disk(self) -> FeedSettings:
         if self.cache == "disk" and self.cache_folder is None:
             raise ValueError("cache: disk needs a cache_folder")
+        if "://" in (self.cache_folder or ""):
+            raise ValueError(f"cache_folder {self.cache_folder} must be a local folder")
         return self
 
 

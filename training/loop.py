@@ -123,7 +123,9 @@ class Loop:
                 if progress.global_step % self.settings.checkpoint_every == 0 and progress.step < self.feed.num_steps:
                     self.save()
         self.seconds += time.perf_counter() - started
-        log.info("epoch fed", extra={"facts": {"epoch": progress.epoch, **self.feed.statistics.since(before).facts()}})
+        fed = self.feed.statistics.since(before).facts()
+        del fed["row_groups_read_by_another_rank_too"]  # a sum over the ranks alone tells it
+        log.info("epoch fed", extra={"facts": {"epoch": progress.epoch, "rank": self.world.rank, **fed}})
 
     def _end_epoch(self, predictor: Predictor) -> None:
         figures = self.validate(predictor)

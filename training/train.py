@@ -114,7 +114,7 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
     fed = feed_facts(world, loop.feed.statistics, loop.seconds)
     if fed["waiting_for_input_share"] > BOTTLENECK:
         notes.append(f"input is the bottleneck: the training waited for it {fed['waiting_for_input_share']:.0%} of its time; "
-                     "give it more feed.reading_threads, or a feed.cache")  # fmt: skip
+                     "give it more feed.reading_threads (and feed.read_ahead for them), or a feed.cache")  # fmt: skip
     return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started, fed)), notes
 
 
@@ -157,17 +157,19 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     if settings.columns is not None:
         manifest = manifest.with_columns(settings.columns)
 
-    def feed(split: str, drop_last: bool = False) -> Feed:
+    def feed(split: str, drop_last: bool = False, **changed: Any) -> Feed:
         return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=world.rank, ranks=world.size,
                     drop_last=drop_last, row_ids=False, images=settings.images, augment=split == "train",
-                    **request["feed"])  # fmt: skip
+                    **{**request["feed"], **changed})  # fmt: skip
 
     train_feed = feed("train", settings.drop_last)
     if not train_feed.num_steps:
         raise SettingError(f"training.drop_last leaves no batch: the {train_feed.num_rows:,} rows of train are fewer than "
                            f"training.global_batch_size {settings.global_batch_size:,}")  # fmt: skip
     model = build_model(request["model"], ModelColumns.of(manifest), seed=settings.seed, precision=settings.precision)
-    validation = feed("validation") if manifest.num_rows.get("validation") else None
+    # The memory cache is the training's: what validation would keep is given back after each of its passes.
+    cache = "none" if request["feed"]["cache"] == "memory" else request["feed"]["cache"]
+    validation = feed("validation", cache=cache) if manifest.num_rows.get("validation") else None
     return Loop(world=world, lake=lake, run=lake.run(request["recipe"], run_id), model=model, settings=settings,
                 feed=train_feed, validation=validation, made_from=made_from)  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -67,7 +66,6 @@ class ReadAhead:
         self._current: Loading | None = None
         self._error: BaseException | None = None
         self._stopped = False
-        self.waited = 0.0
         self._threads = [threading.Thread(target=self._run, name="lakering-feed", daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -76,9 +74,7 @@ class ReadAhead:
         """The next share, complete. Frees the one before. An exception of a thread is raised here as it was."""
         with self._changed:
             self._free_current()
-            started = time.perf_counter()
             self._changed.wait_for(lambda: self._error or (self._coming and self._coming[0].index is not None))
-            self.waited += time.perf_counter() - started
             self.raise_error()
             self._current = self._coming.popleft()
             return self._current

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,8 +40,6 @@ class ImageDecoder:
     ahead: int = 2
     broken: int = 0
     """images so far that were skipped"""
-    waited: float = 0.0
-    """seconds so far that the caller waited for images to be decoded"""
 
     def decode(self, batches: Iterable[Batch], epoch: int) -> Generator[Batch]:
         """The same batches, their ``images`` float32 [rows, height, width, channels] in fresh memory, aligned for tensors.
@@ -80,13 +77,11 @@ class ImageDecoder:
         batch, weight = pending.batch, pending.batch.weight
         if any(settings.on_error == "skip" for settings in self.settings.values()):
             weight = np.ones(batch.num_rows, np.float32) if weight is None else weight.copy()
-        started = time.perf_counter()
         for first, task in pending.tasks:
             broken = task.result()
             self.broken += int(broken.sum())
             if weight is not None:
                 weight[first : first + ROWS_PER_TASK][broken] = 0
-        self.waited += time.perf_counter() - started
         return replace(batch, weight=weight, images={**batch.images, **pending.images})
 
 

@@ -111,21 +111,28 @@ class Feed:
         if self.cache == "disk" and self._disk is None:
             self._disk = DiskCache(str(self.cache_folder), self.cache_mib * MIB, self._parts)
         arena, self._arena = self._arena or self._new_arena(), None  # a second epoch at the same time has its own
+        decoder = self._decoder()
         ahead = ReadAhead(shares, arena, partial(self._open_fill, arena), self._threads)
-        batches, decoder = self._batches(ahead, arena, windows, epoch, start_step), self._decoder()
+        batches = self._batches(ahead, arena, windows, epoch, start_step)
+        batches = decoder.decode(batches, epoch) if decoder else batches
         try:
-            yield from decoder.decode(batches, epoch) if decoder else batches
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                self.statistics.waited += time.perf_counter() - asked
+                if batch is None:
+                    return
+                yield batch
         finally:
+            batches.close()
             ahead.close()
-            if decoder:
-                self.statistics.images_skipped += decoder.broken
-                self.statistics.waited += decoder.waited
+            self.statistics.images_skipped += decoder.broken if decoder else 0
             self._arena = self._arena or arena
-            self.statistics.waited += ahead.waited
             self.statistics.elapsed += time.perf_counter() - started
 
     def close(self) -> None:
-        """Gives back the memory that is kept from epoch to epoch. The feed can be used again."""
+        """Gives back the memory that is kept from epoch to epoch; an epoch that is under way keeps its own. The feed can be
+        used again."""
         self._arena = None
 
     def row_group(self, number: int) -> RowGroup:
@@ -202,6 +209,11 @@ class Feed:
         columns = [self.columns, [[part.name, part.dtype.str, part.shape] for part in self._parts], self.manifest.schema_hash]
         return fingerprint([file, columns], length=32)
 
+    def _is_unchanged(self, source: RowGroup) -> bool:
+        """Whether a file is still the one that its key was made of."""
+        before, now = self._modified[source.path], self.lake.storage.filesystem.get_file_info(source.path)
+        return bool((before.size, before.mtime_ns) == (now.size, now.mtime_ns))
+
     @contextmanager
     def _open_fill(self, arena: Arena) -> Iterator[Fill]:
         """One thread's way to read."""
@@ -225,6 +237,7 @@ class Feed:
     def _read(self, arena: Arena, reader: RowGroupReader, piece: Piece, source: RowGroup, key: str | None) -> None:
         table, size = reader.read(source)
         place, num_rows = piece.place, piece.last - piece.first
+        key = key if key is not None and self._is_unchanged(source) else None
         if self._disk is not None and key is not None and num_rows < source.num_rows:
             whole = room_for(self._parts, source.num_rows)
             pack(whole, 0, table, self.manifest, source)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 
 @dataclass
 class FeedStatistics:
-    """What a feed did: rows handed out; row groups read, how many of them another rank reads too, and their bytes in the
-    files; row groups found, or not found, in the cache; broken images that were skipped; seconds that the caller waited for
-    input and that were spent in the feed's generator altogether (from first to last batch, the caller's own work
-    included)."""
+    """What a feed did: rows handed out; row groups read, how many of them another rank began (summed over the ranks: how many
+    were read twice), and their bytes in the files; row groups found, or not found, in the cache; broken images that were
+    skipped; seconds that the caller waited for batches, and from the first one asked for to the end, its own work
+    included."""
 
     rows: int = 0
     row_groups: int = 0

@@ -29,8 +29,6 @@ USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
 #: Rows of up to so many partitions in a task are written without being sorted by them first.
 OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "4"}
-#: No value of these stands twice: Parquet would fill a dictionary, and throw it away.
-NO_DICTIONARY = {f"parquet.enable.dictionary#{name}": "false" for name in ("_position", "_content_hash")}
 
 
 @dataclass(frozen=True)
@@ -119,10 +117,16 @@ def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winn
             order = newest_last(contract)
             merge = merge.whenMatchedUpdateAll(f"struct({_of('new', order)}) > struct({_of('old', order)})")
         settings = {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}
-        with session_settings(spark, {**settings, **OPEN_FILES, **NO_DICTIONARY}):
+        with session_settings(spark, {**settings, **OPEN_FILES, **_no_dictionary(contract)}):
             merge.whenNotMatchedInsertAll().execute()
 
     run_again_on_conflict(run, f"table '{contract.table}'", spread=int(batch.id[:4], 16) / 0xFFFF)
+
+
+def _no_dictionary(contract: Contract) -> dict[str, str]:
+    """Of these columns hardly a value stands twice: Parquet would fill a dictionary as large as what it saves."""
+    moments = {contract.event_time, *(column.known_at for column in contract.columns)} - {None}
+    return {f"parquet.enable.dictionary#{name}": "false" for name in ("_position", "_content_hash", *sorted(map(str, moments)))}
 
 
 def _num_inserted(lake: Lake, contract: Contract, before: int, batch_id: str) -> int | None:

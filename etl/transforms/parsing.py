@@ -58,7 +58,8 @@ def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...])
     else:
         rows = _split(rows, contract.dialect)
         something = f"[^{SPACES.replace(contract.dialect.delimiter, '')}]"
-        faults = [(BLANK, f"NOT _raw RLIKE {literal(something)}"), ("utf8", "NOT is_valid_utf8(_raw)"),
+        # A blank line has no delimiter: the other lines are told from it without a regular expression.
+        faults = [(BLANK, f"size(_cells) = 1 AND NOT _raw RLIKE {literal(something)}"), ("utf8", "NOT is_valid_utf8(_raw)"),
                   ("quote", "_misquoted"), ("num_cells", f"size(_cells) <> {len(header)}")]  # fmt: skip
     tokens, cells = literals(contract.dialect.null_tokens), []
     for column in contract.source_columns:

@@ -90,7 +90,11 @@ def _checks(column: Column, kinds: dict[str, str], partitions: bool) -> list[Che
         if kind(column.name) in kinds:
             found.append(("type", f"{text} IS NOT NULL AND NOT {_is_json_kind(column)}"))
         if column.type != "string":
-            again = f" OR CAST({value} AS STRING) <> {text}" if column.type in INTEGERS or column.type == "date" else ""
+            again = ""
+            if column.type in INTEGERS:
+                again = f" OR octet_length({text}) <> {_num_digits(value)}"
+            elif column.type == "date":
+                again = f" OR CAST({value} AS STRING) <> {text}"
             found.append(("type", f"{text} IS NOT NULL AND ({value} IS NULL{again})"))
     if column.shape is not None:
         whole = math.prod(column.shape)
@@ -108,6 +112,14 @@ def _checks(column: Column, kinds: dict[str, str], partitions: bool) -> list[Che
         found.append(("partition", _unfit_for_path(column.name)))
     found += [(rule.name, _breaks(value, rule, column.type)) for rule in column.rules]
     return [Check(column.name, rule, condition, nothing if rule == "null" else shown) for rule, condition in found]
+
+
+def _num_digits(value: str) -> str:
+    """The length of an integer's shortest text. A text that says the integer and is as short is that text."""
+    digits = " ".join(f"WHEN {value} < 1{'0' * n} THEN {n}" for n in range(1, 5))
+    negative = " ".join(f"WHEN {value} > -1{'0' * n} THEN {n + 1}" for n in range(1, 4))
+    written = f"octet_length(CAST({value} AS STRING))"
+    return f"if({value} < 0, CASE {negative} ELSE {written} END, CASE {digits} ELSE {written} END)"
 
 
 def _unfit_for_path(name: str) -> str:
@@ -165,10 +177,10 @@ def _timestamp(text: str, dialect: Dialect) -> str:
     )
     if dialect.timestamp_format is not None:
         return instant if dialect.timestamp_zone else moment
-    # Most texts are told without a regular expression: what is a timestamp to Spark, and has its signs there, is of that form.
-    signs = f"substring({text}, 5, 1) = '-' AND substring({text}, 8, 1) = '-' AND substring({text}, 14, 1) = ':'"
-    usual = f"octet_length({text}) = 20 AND endswith({text}, 'Z') AND {signs} AND substring({text}, 17, 1) = ':'"
-    usual = f"{usual} AND substring({text}, 11, 1) IN ('T', ' ')"
+    # Most texts are told without a regular expression. Spark takes fields of one digit, and a part that is not said: with the
+    # first signs and the last digit at their places there is room for neither.
+    usual = (f"octet_length({text}) = 20 AND endswith({text}, 'Z') AND locate('-', {text}) = 5 AND locate(':', {text}) = 14 "
+             f"AND substring({text}, 17, 1) = ':' AND substring({text}, 19, 1) BETWEEN '0' AND '9'")  # fmt: skip
     zoned = f"WHEN ({usual}) OR {text} RLIKE {literal(ZONED_TIMESTAMP)} THEN {moment}"
     plain = f"WHEN {text} RLIKE {literal(PLAIN_TIMESTAMP)} THEN {instant}"
     return f"CASE {zoned} {plain if dialect.timestamp_zone else ''} END"

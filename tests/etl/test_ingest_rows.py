@@ -41,6 +41,16 @@ REFUSED = {
     "a day that does not exist": (line(day="2023-02-30"), "day", "type", "2023-02-30"),
     "a time without a zone": (line(at="2024-01-01T08:00:00"), "at", "type", "2024-01-01T08:00:00"),
     "more digits than the decimal holds": (line(price="1.239"), "price", "type", "1.239"),
+    "two zeros": (line(id="00"), "id", "type", "00"),
+    "a negative zero": (line(id="-0"), "id", "type", "-0"),
+    "a zero before more digits": (line(id="012345"), "id", "type", "012345"),
+    "a zero behind the sign": (line(id="-012"), "id", "type", "-012"),
+    "an integer that ends in a point": (line(id="5."), "id", "type", "5."),
+    "space behind an integer": (line(id="5 "), "id", "type", "5 "),
+    "a second of one digit": (line(at="2024-01-01T08:00:5.Z"), "at", "type", "2024-01-01T08:00:5.Z"),
+    "space before the zone": (line(at="2024-01-01T08:00:5 Z"), "at", "type", "2024-01-01T08:00:5 Z"),
+    "a minute of one digit": (line(at="2024-01-01T08:0:05.Z"), "at", "type", "2024-01-01T08:0:05.Z"),
+    "a month of one digit": (line(at="2024-1-01T08:00:0.5Z"), "at", "type", "2024-1-01T08:00:0.5Z"),
     "not quite true": (line(paid="t"), "paid", "type", "t"),
     "below the minimum": (line(fare="-1"), "fare", "minimum", "-1"),
     "above the maximum": (line(fare="500.5"), "fare", "maximum", "500.5"),
@@ -61,6 +71,14 @@ def test_each_bad_row_is_refused_with_its_reason_and_the_good_rows_beside_it_arr
     assert (result.rows_read, result.rows_written, result.rows_refused) == (len(lines), 2, len(REFUSED))
     expected = [(number + 3, *reason) for number, (_, *reason) in enumerate(REFUSED.values())]
     assert trips.refused() == expected
+
+
+def test_integers_of_any_length_are_taken(trips):
+    ids = sorted(
+        {sign * (10**power + step) for sign in (1, -1) for power in range(10) for step in (-1, 0, 1)} | {-(2**31), 2**31 - 1}
+    )
+    assert trips.csv(*(line(id=str(id)) for id in ids)).rows_written == len(ids)
+    assert [row["id"] for row in trips.rows()] == ids
 
 
 def test_quarantine_keeps_the_bytes_of_a_line_that_is_not_utf8(trips):

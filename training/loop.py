@@ -95,7 +95,7 @@ class Loop:
         total = self.settings.epochs * self.feed.num_steps
         hidden = self.world.rank != 0 or not sys.stderr.isatty()
         bar = tqdm(total=total, initial=self.progress.global_step, unit="step", disable=hidden)
-        with bar, self.world.watch():
+        with bar, self.world.watch(), closing(self.feed):
             while self.progress.epoch < self.settings.epochs:
                 self._train_epoch(step, total, bar)
                 self._end_epoch(predictor)

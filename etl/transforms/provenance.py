@@ -11,11 +11,12 @@ from schemas import Contract
 from schemas.contract import MODIFIED, PROVENANCE
 from schemas.expressions import quote_name
 
-MIN_BIGINT = "-9223372036854775808"
+#: Greater numbers, and negative ones, are of 16 digits in hexadecimal.
+MAX_15_DIGITS = 0xFFF_FFFF_FFFF_FFFF
 
 
 def with_content_hash(rows: DataFrame, contract: Contract) -> DataFrame:
-    """Adds ``_content_hash``: 16 bytes over the typed values of the source columns, by name, nulls left out.
+    """Adds ``_content_hash``: 128 bits over the typed values of the source columns, by name, nulls left out.
 
     So CSV and JSON agree, and a new nullable column changes nothing. Two chains of xxHash64 from different seeds, in which
     each value stands behind a number for its column's name; over rows with as many columns MD5 of their texts took half of
@@ -24,8 +25,9 @@ def with_content_hash(rows: DataFrame, contract: Contract) -> DataFrame:
     values = [quote_name(column.name) for column in columns]
     numbers = [f"{int(fingerprint(column.name, length=15), 16)}L" for column in columns]
     pairs = ", ".join(f"if({value} IS NULL, NULL, {number}), {value}" for value, number in zip(values, numbers, strict=True))
-    # The highest bit of each half is set: what is always of 16 digits needs no padding, which cost more than the hash.
-    halves = ", ".join(f"hex(xxhash64({literal(seed)}, {pairs}) | {MIN_BIGINT})" for seed in ("first", "second"))
+    hashes = (f"xxhash64({literal(seed)}, {pairs})" for seed in ("first", "second"))
+    # Padded where there is need: to pad every row took longer than to hash it.
+    halves = ", ".join(f"if({h} BETWEEN 0 AND {MAX_15_DIGITS}, lpad(hex({h}), 16, '0'), hex({h}))" for h in hashes)
     return rows.withColumn(PROVENANCE[2], F.expr(f"unhex(concat({halves}))"))
 
 

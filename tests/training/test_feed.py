@@ -219,8 +219,9 @@ def test_a_folder_in_place_of_a_file_is_not_read(write_toy):
 
 
 def test_more_ranks_than_lanes_are_refused(write_toy):
-    with pytest.raises(SettingError, match=r"training.lanes is 8: 9 ranks"):
+    with pytest.raises(SettingError, match=r"is cut into 8 lanes, and 9 ranks need one each") as caught:
         feed_of(write_toy(), rank=0, ranks=9)
+    assert "set training.lanes (0: the largest divisor of the batch up to 1,024) to 9 or more" in str(caught.value)
 
 
 def test_tensors_are_the_memory_of_the_batch(write_toy):

@@ -162,6 +162,18 @@ def test_a_table_file_that_changed_is_not_taken_from_the_cache(write_toy, tmp_pa
         list(feed_of(toy, cache="disk", cache_folder=folder).epoch(0))
 
 
+def test_a_file_that_changes_under_a_feed_is_not_kept_under_its_old_name(write_toy, tmp_path):
+    toy = write_toy()
+    feed = feed_of(toy, cache="disk", cache_folder=str(tmp_path))
+    whole = first_batches([feed], 0)
+    for entry in entries(tmp_path):
+        entry.unlink()
+    for number in range(3):
+        os.utime(toy.file("train", number), (1e9, 1e9))
+    assert first_batches([feed], 0) == whole
+    assert entries(tmp_path) == []
+
+
 def test_the_limit_holds_and_what_is_in_use_stays(write_toy, tmp_path):
     toy = write_toy({"train": [[15_000] * 6]})  # 0.4 MiB each
     feed = feed_of(toy, cache="disk", cache_folder=str(tmp_path), cache_mib=1)

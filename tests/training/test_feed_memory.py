@@ -104,6 +104,7 @@ def test_nothing_is_left_of_an_epoch_that_was_closed(write_toy, tmp_path, thread
         assert threads()
         assert open_files(toy)
     assert threads() == []
+    feed.close()
     assert open_files(toy) == []
 
 
@@ -120,6 +121,7 @@ def test_an_exception_of_a_thread_is_raised_as_it_was(write_toy, monkeypatch, ki
         list(feed_of(toy).epoch(0))
     assert caught.value is raised
     assert threads() == []
+    assert open_files(toy) == []
 
 
 def test_a_fault_further_on_is_raised_as_soon_as_it_is_met(write_toy):

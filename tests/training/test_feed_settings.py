@@ -12,6 +12,7 @@ from lakering.errors import SettingError, TrainingError
 from lakering.record import read_record
 from lakering.summary import Summary
 from recipes import read_recipe
+from recipes.settings import Training
 from training.checkpoint import newest_checkpoint
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request
@@ -19,7 +20,7 @@ from training.feed.reader import RowGroupReader
 from training.preview import preview_training
 from training.steplog import read_steps
 from training.summaries import add_training
-from training.train import train, train_request, validate_origin
+from training.train import build_loop, train, train_request, validate_origin
 
 
 def train_toy(toy, *overrides, **request):
@@ -95,6 +96,19 @@ def test_a_training_that_is_not_begun_makes_no_cache(write_toy):
 def test_a_disk_cache_without_a_folder_is_refused_with_its_line(write_toy):
     with pytest.raises(SettingError, match="cache: disk needs a cache_folder"):
         train_toy(write_toy(), "feed.cache=disk")
+
+
+def test_a_cache_folder_that_is_not_local_is_refused(write_toy):
+    with pytest.raises(SettingError, match="cache_folder s3://bucket/cache must be a local folder"):
+        train_toy(write_toy(), "feed.cache=disk", "feed.cache_folder=s3://bucket/cache")
+
+
+def test_validation_leaves_the_memory_cache_to_the_training(write_toy):
+    toy = write_toy()
+    settings = read_recipe(toy.recipe, overrides=FED["memory"])
+    request = train_request(settings)
+    loop = build_loop(World(), toy.lake, request, toy.manifest, Training.model_validate(request["training"]), "r", {})
+    assert (loop.feed.cache, loop.validation and loop.validation.cache) == ("memory", "none")
 
 
 def test_input_that_is_the_bottleneck_is_told(write_toy, monkeypatch):

@@ -108,7 +108,7 @@ class DiskCache:
         start = HEADER.size
         for part in self._parts:
             target = _bytes(rows[part.name][at : at + last - first])
-            if target.nbytes and os.preadv(file, [target], start + first * part.row_bytes) != target.nbytes:
+            if not _read_whole(file, target, start + first * part.row_bytes):
                 return False
             start += num_rows * part.row_bytes
         return True
@@ -209,6 +209,17 @@ def _checksum(parts: tuple[Part, ...], rows: Rows, at: int, num_rows: int) -> in
     for part in parts:
         checksum = zlib.crc32(_bytes(rows[part.name][at : at + num_rows]), checksum)
     return checksum
+
+
+def _read_whole(file: int, target: memoryview, offset: int) -> bool:
+    """Fills ``target``, though the system may hand out less at a time. False: the file ends before."""
+    done = 0
+    while done < len(target):
+        got = os.preadv(file, [target[done:]], offset + done)
+        if not got:
+            return False
+        done += got
+    return True
 
 
 def _write(file: int, content: bytes | memoryview, offset: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -39,7 +39,8 @@ MOST_ROWS = 2**31 - 1
 class Feed:
     """The batches of one split, for rank ``rank`` of ``ranks``.
 
-    At most two windows / ranks, two row groups, ``read_ahead`` MiB and the memory cache are held, until ``close``.
+    At most two windows / ranks, two row groups, ``read_ahead`` MiB and the memory cache are held, and files kept open, until
+    ``close``.
     ``drop_last`` leaves out a short last batch. ``row_ids=False``: nobody asks for row ids, so they are not read.
     ``reading_threads`` beyond the first are started only if the read-ahead has room for their row groups; the order is
     the same whatever their number. ``cache`` keeps row groups as batches need them, up to ``cache_mib`` MiB: in this
@@ -66,7 +67,11 @@ class Feed:
 
     def __post_init__(self) -> None:
         if self.ranks > self.order.lanes:
-            raise SettingError(f"training.lanes is {self.order.lanes}: {self.ranks} ranks need at least as many lanes")
+            lanes, divisor = self.order.lanes, f"0: the largest divisor of the batch up to {plan.MAX_DEFAULT_LANES:,}"
+            raise SettingError(
+                f"a global batch of {self.order.batch_size:,} is cut into {lanes} lanes, and {self.ranks} ranks need one each",
+                next_step=f"set training.lanes ({divisor}) to {self.ranks} or more, or change training.global_batch_size",
+            )
         self._validate_images()
         self.row_ids = self.row_ids or bool(self.images)  # what is random in an image is drawn by its row
         groups = self.manifest.split(self.split).unify_dictionaries().combine_chunks()
@@ -77,6 +82,7 @@ class Feed:
         self._parts: tuple[Part, ...] = parts_of(self.manifest, self.row_ids)
         self._row_bytes = max(sum(part.row_bytes for part in self._parts) + self._image_bytes(groups), 1)
         self._arena: Arena | None = None
+        self._readers: list[RowGroupReader] = []
         self._lock = Lock()
         self._modified: dict[str, fs.FileInfo] = {}
         self._disk: DiskCache | None = None
@@ -131,9 +137,11 @@ class Feed:
             self.statistics.elapsed += time.perf_counter() - started
 
     def close(self) -> None:
-        """Gives back the memory that is kept from epoch to epoch; an epoch that is under way keeps its own. The feed can be
-        used again."""
+        """Gives back the memory and closes the files that are kept from epoch to epoch; an epoch that is under way keeps its
+        own. The feed can be used again."""
         self._arena = None
+        while self._readers:
+            self._readers.pop().close()
 
     def row_group(self, number: int) -> RowGroup:
         path = f"{self._folder}/{self._files[int(self._file_of[number])].as_py()}"
@@ -216,9 +224,14 @@ class Feed:
 
     @contextmanager
     def _open_fill(self, arena: Arena) -> Iterator[Fill]:
-        """One thread's way to read."""
-        with closing(RowGroupReader(self.lake.storage.filesystem, self.columns)) as reader:
+        """One thread's way to read. A reader is kept for the next epoch, with its files open and their footers read."""
+        reader = self._readers.pop() if self._readers else RowGroupReader(self.lake.storage.filesystem, self.columns)
+        try:
             yield partial(self._fill, arena, reader)
+        except BaseException:
+            reader.close()
+            raise
+        self._readers.append(reader)
 
     def _fill(self, arena: Arena, reader: RowGroupReader, piece: Piece) -> None:
         place, source = piece.place, self.row_group(piece.row_group)

@@ -183,12 +183,12 @@ class Share:
 
     def outputs(self, first: int, last: int) -> Ints:
         """The output indices, in the epoch, of the rows [first, last) of the order of serving; they ascend."""
-        lanes = self.last_lane - self.first_lane
-        served = np.arange(first, last, dtype=np.int64)
+        lanes, start = self.last_lane - self.first_lane, self.window.first_output
         if lanes == self.order.lanes:
-            return served + self.window.first_output
-        place, lane = np.divmod(served, lanes)
-        return place * self.order.lanes + (lane + (self.first_lane + self.window.first_output))
+            return np.arange(start + first, start + last, dtype=np.int64)
+        places = np.arange(first // lanes, -(-last // lanes), dtype=np.int64) * self.order.lanes + (start + self.first_lane)
+        skipped = first // lanes * lanes
+        return (places[:, None] + np.arange(lanes)).reshape(-1)[first - skipped : last - skipped]
 
 
 def share(window: Window, order: Order, epoch: int, rank: int = 0, ranks: int = 1) -> Share:

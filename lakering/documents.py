@@ -80,6 +80,7 @@ class Document:
             elif problem["type"] == "missing":
                 text = f"key {name!r} is missing"
             elif not isinstance(problem["input"], dict | list):
+                where = _path_in(self.value, (*at, *problem["loc"]))  # a key that --set brought has no line, but a name
                 text += f", got {problem['input']!r}"
             messages.append(f"{self.where(where)}: {'.'.join(map(str, where)) or 'document'}: {text}")
         return SettingError("\n".join(messages))
@@ -91,6 +92,16 @@ def _longest_known(lines: dict[Path_, int], at: Path_, location: Path_) -> Path_
     for part in location:
         if (*found, part) in lines:
             found = (*found, part)
+    return found
+
+
+def _path_in(value: Any, location: Path_) -> Path_:
+    """Follows a pydantic location through plain values, as ``_longest_known`` does through lines."""
+    found: Path_ = ()
+    for part in location:
+        inside: dict[Any, Any] = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        if part in inside:
+            found, value = (*found, part), inside[part]
     return found
 
 

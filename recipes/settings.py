@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
@@ -278,6 +279,29 @@ class ImageSettings(Settings):
         return self
 
 
+class StepDecay(Settings):
+    """``schedule: step``: the learning rate is multiplied by ``factor`` at each of ``at_epochs``, which may be fractions
+    (2.5: in the middle of the third epoch), so that they hold for any batch size."""
+
+    at_epochs: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    factor: float = Field(0.1, gt=0, lt=1)
+
+    @field_validator("at_epochs")
+    @classmethod
+    def _ascending(cls, epochs: tuple[float, ...]) -> tuple[float, ...]:
+        if any(a >= b for a, b in pairwise(epochs)):
+            raise ValueError(f"epochs must ascend, and {', '.join(f'{epoch:g}' for epoch in epochs)} do not")
+        return epochs
+
+
+class LearningRateScaling(Settings):
+    """``learning_rate`` and ``warmup_steps`` are those of batches of ``base_batch_size`` rows: the rate grows with
+    global_batch_size, or with its square root; warm-up takes the same number of rows."""
+
+    rule: Literal["linear", "square_root"]
+    base_batch_size: Int = Field(ge=1)
+
+
 class Training(Settings):
     """How the model is trained. ``lanes`` and ``window`` (row groups in a shuffle block) order the rows; neither
     depends on the number of ranks. ``lanes`` 0 means the largest divisor of the batch up to 1024."""
@@ -285,10 +309,16 @@ class Training(Settings):
     global_batch_size: Int = Field(4096, ge=1)
     epochs: Int = Field(3, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    scale_learning_rate: LearningRateScaling | None = Field(None, description="with the batch; not at all by default")
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_decay: StepDecay | None = None
     warmup_steps: Int = Field(0, ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    optimizer: Literal["sgd", "adam", "adamw", "lamb", "lars"] = "adam"
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd and lars")
     weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0, description="the most that the norm of all gradients together may be")
+    accumulate: Int = Field(1, ge=1, description="parts that a batch is worked through in, to save memory")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of binary labels: 0 and 1 become s/2 and 1 - s/2")
     precision: Literal["float32", "float64"] = "float32"
     seed: Int = Field(17, ge=0)
     window: Int = Field(16, ge=1)
@@ -298,6 +328,19 @@ class Training(Settings):
     images: dict[Name, ImageSettings] = Field({}, description="how image columns are decoded")
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Training:
+        if self.momentum and self.optimizer not in ("sgd", "lars"):
+            raise ValueError(f"momentum ({self.momentum:g}) is of sgd and lars; {self.optimizer} has its own: leave it out")
+        if (self.schedule == "step") != (self.step_decay is not None):
+            has = "has no" if self.step_decay is None else "does not use"
+            raise ValueError(f"schedule: {self.schedule} {has} step_decay; write schedule: step with step_decay: "
+                             "{at_epochs: [2, 3], factor: 0.1}, or neither")  # fmt: skip
+        if self.accumulate > self.global_batch_size:
+            raise ValueError(f"accumulate ({self.accumulate:,}) cuts a batch into more parts than it has rows "
+                             f"(global_batch_size {self.global_batch_size:,})")  # fmt: skip
+        return self
 
 
 class FeedSettings(Settings):

@@ -90,7 +90,9 @@ class Loop:
         self.steps = StepLog(self.lake, self.run, self.progress.global_step)
         if self.world.rank == 0:
             self.steps.drop_after()
-        step = Step(self.model, self.optimizer, self.world, self.settings.seed)
+        settings = self.settings
+        step = Step(self.model, self.optimizer, self.world, settings.seed, accumulate=settings.accumulate,
+                    clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing)  # fmt: skip
         predictor = Predictor(self.model)
         total = self.settings.epochs * self.feed.num_steps
         hidden = self.world.rank != 0 or not sys.stderr.isatty()

@@ -12,6 +12,7 @@ from training.checkpoint import newest_checkpoint
 from training.distributed import World
 from training.evaluate import FIGURES, choose_model
 from training.evaluate import FOLDER as EVALUATION
+from training.schedules import derive
 from training.train import Chosen, Request, build_loop, choose_run, lake_of
 
 
@@ -39,7 +40,7 @@ def preview_training(summary: Summary, request: Request, ranks: int) -> None:
     columns = dict(Counter(column.kind for column in manifest.columns))
     parameters = int(sum(variable.shape.num_elements() for variable in loop.model.variables))
     summary.add("training", model=request["model"]["name"], parameters=parameters, columns=columns, rows=manifest.num_rows,
-                ranks=ranks, global_batch_size=settings.global_batch_size, steps_per_epoch=steps, epochs=settings.epochs,
+                ranks=ranks, **derive(settings).facts(settings), steps_per_epoch=steps, epochs=settings.epochs,
                 steps=steps * settings.epochs)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from training.accumulate import sum_in_parts
 from training.distributed import World
 from training.feed import Batch
 from training.models import Model
@@ -27,26 +28,42 @@ class StepResult:
 
 class Step:
     """Gradients are sums over rows, allreduced as sums in the order of the model's variables, and divided by the sum of
-    weights of all rows: the result is the mean over the global batch whatever share of it a rank has, none too."""
+    weights of all rows: the result is the mean over the global batch whatever share of it a rank has, none too.
 
-    def __init__(self, model: Model, optimizer: Optimizer, world: World, seed: int) -> None:
+    A rank's rows are worked through in ``accumulate`` parts. The mean is clipped to ``clip_norm``, the norm of all gradients
+    together (Pascanu, Mikolov, Bengio 2013); the norm that is told is from before. ``label_smoothing`` s mixes a binary label
+    with the even odds: (1 - s) label + s / 2 (Szegedy et al. 2016)."""
+
+    def __init__(self, model: Model, optimizer: Optimizer, world: World, seed: int, *, accumulate: int = 1,
+                 clip_norm: float | None = None, label_smoothing: float = 0.0) -> None:  # fmt: skip
         self._optimizer, self._seed = optimizer, seed
         self._columns = model.columns
         variables = model.variables
+
+        def sums(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                scores = model.scores(floats, ids, Dropout(keys))
+                losses = model.losses(scores, _smoothed(tf.cast(label, scores.dtype), label_smoothing))
+                weights = tf.cast(weight, losses.dtype)
+                total = tf.reduce_sum(losses * weights)
+            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables, unconnected_gradients="zero")]
+            return [*gradients, total, tf.reduce_sum(weights)]
 
         # A free number of rows: the short last batch does not retrace.
         @tf.function(input_signature=[*_signature(model), tf.TensorSpec([3], tf.float64), tf.TensorSpec([], tf.float32)])
         def run(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor,
                 rates: tf.Tensor, failed: tf.Tensor) -> tf.Tensor:  # fmt: skip
-            with tf.GradientTape() as tape:
-                losses = model.losses(model.scores(floats, ids, Dropout(keys)), label)
-                weights = tf.cast(weight, losses.dtype)
-                total = tf.reduce_sum(losses * weights)
-            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables, unconnected_gradients="zero")]
-            facts = tf.stack([total, tf.reduce_sum(weights), tf.cast(failed, total.dtype)])
+            number = tf.zeros([], variables[0].dtype)
+            *gradients, total, weights = sum_in_parts(
+                sums, (floats, ids, label, weight, keys), accumulate, [*variables, number, number]
+            )
+            facts = tf.stack([total, weights, tf.cast(failed, total.dtype)])
             *gradients, facts = world.sum_tensors([*gradients, facts], "step")
             gradients = [tf.math.divide_no_nan(g, facts[1]) for g in gradients]  # a batch may weigh nothing
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
+            if clip_norm is not None:
+                most = tf.constant(clip_norm, norm.dtype)
+                gradients = [g * (most / tf.maximum(norm, most)) for g in gradients]
             optimizer.apply(gradients, rates)
             return tf.stack([tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2]])
 
@@ -86,6 +103,12 @@ def _signature(model: Model) -> list[tf.TensorSpec]:
     floats, ids = len(model.columns.floats), len(model.columns.ids)
     return [tf.TensorSpec([None, floats], tf.float32), tf.TensorSpec([None, ids], tf.int32),
             tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]  # fmt: skip
+
+
+def _smoothed(label: tf.Tensor, smoothing: float) -> tf.Tensor:
+    if not smoothing:
+        return label
+    return label * tf.constant(1 - smoothing, label.dtype) + tf.constant(smoothing / 2, label.dtype)
 
 
 def _inputs(batch: Batch) -> tuple[tf.Tensor, ...]:

@@ -16,8 +16,9 @@ def add_training(summary: Summary, result: dict[str, Any]) -> None:
     if result["notes"]:
         summary.add("run", warnings=result["notes"])
     summary.add("training", model=inputs["model"]["name"], parameters=counts["parameters"], rows=counts["rows"],
-                steps=record["steps"], resumed_at=record["resumed_at"], rows_per_second=timings["rows_per_second"],
-                seconds=timings["seconds"], waiting_for_input_share=timings["waiting_for_input_share"])  # fmt: skip
+                **record["derived"], steps=record["steps"], resumed_at=record["resumed_at"],
+                rows_per_second=timings["rows_per_second"], seconds=timings["seconds"],
+                waiting_for_input_share=timings["waiting_for_input_share"])  # fmt: skip
     names = ("bytes_read", "row_groups_read", "row_groups_read_by_another_rank_too", "cache_hits", "cache_misses",
              "images_skipped")  # fmt: skip
     summary.add("feed", **{name: timings[name] for name in names})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import time
@@ -29,9 +30,11 @@ from training.feed import Feed, FeedStatistics, Order
 from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.models import ModelColumns, build_model, read_model_section
+from training.schedules import derive, with_scaled_batch
 from training.step import set_threads
 from training.steplog import plain
 
+log = logging.getLogger("training")
 Request = dict[str, Any]
 COMPLETE = "complete"
 #: The share of its time that a training waits for input, above which this is told.
@@ -58,10 +61,13 @@ def lake_of(request: Request) -> Lake:
     return Lake(Storage(request["lake"], StorageSettings(**request["storage"])))
 
 
-def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False) -> Request:
-    """What ``train`` takes. Raises SettingError when the recipe names no model, or a wrong one."""
+def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False, scale_batch: int | None = None) -> Request:
+    """What ``train`` takes; with ``scale_batch`` for so many times the recipe's batch, the learning rate scaled with it.
+    Raises SettingError when the recipe names no model, or a wrong one."""
     model = read_model_section(recipe)
     section = recipe.section("training", "feed")
+    if scale_batch is not None:
+        section["training"] = with_scaled_batch(section["training"], scale_batch)
     if section["feed"]["cache_folder"] is not None:
         section["feed"]["cache_folder"] = recipe.resolve(section["feed"]["cache_folder"])
     return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new}
@@ -106,6 +112,9 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
         notes.append(f"{world.size} ranks share windows of {settings.window} row groups: each row group is read by "
                      f"several ranks; raise training.window to {4 * world.size}")  # fmt: skip
     _say(world, notes)
+    if world.rank == 0:
+        log.info("training", extra={"facts": {"run": run_id, "steps": settings.epochs * loop.feed.num_steps,
+                                              **derive(settings).facts(settings)}})  # fmt: skip
     _begin(world, loop, checkpoint, made_from)
     resumed_at = loop.progress.global_step
     world.from_first("record", lambda: write_record(
@@ -166,7 +175,11 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     if not train_feed.num_steps:
         raise SettingError(f"training.drop_last leaves no batch: the {train_feed.num_rows:,} rows of train are fewer than "
                            f"training.global_batch_size {settings.global_batch_size:,}")  # fmt: skip
-    model = build_model(request["model"], ModelColumns.of(manifest), seed=settings.seed, precision=settings.precision)
+    columns = ModelColumns.of(manifest)
+    if settings.label_smoothing and columns.label.kind != "binary":
+        raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and label {columns.label.name!r} is not "
+                           "binary", next_step="leave label_smoothing out: it is for labels of 0 and 1")  # fmt: skip
+    model = build_model(request["model"], columns, seed=settings.seed, precision=settings.precision)
     # The memory cache is the training's: what validation would keep is given back after each of its passes.
     cache = "none" if request["feed"]["cache"] == "memory" else request["feed"]["cache"]
     validation = feed("validation", cache=cache) if manifest.num_rows.get("validation") else None
@@ -200,7 +213,8 @@ def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, An
             "parameters": int(sum(variable.shape.num_elements() for variable in loop.model.variables))}  # fmt: skip
     order = asdict(loop.feed.order)
     return {"inputs": {**made_from, "build": manifest.build, "version": manifest.version}, "ranks": world.size,
-            "versions": versions, "counts": rows, "order": order}  # fmt: skip
+            "versions": versions, "counts": rows, "order": order,
+            "derived": derive(loop.settings).facts(loop.settings)}  # fmt: skip
 
 
 def _finish(

@@ -11,6 +11,7 @@ import pytest
 
 from lakering.errors import SettingError
 from recipes import read_recipe
+from tests.training.two_ranks import LARGE_BATCH
 from training.distributed import World, launch
 from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
 from training.evaluate import evaluate, evaluate_request
@@ -65,6 +66,15 @@ def test_two_ranks_have_the_losses_of_one(seen):
     assert [s["rows"] for s in ours] == [s["rows"] for s in theirs] == ([100] * 6 + [50]) * 2
     assert [s["loss"] for s in ours] == pytest.approx([s["loss"] for s in theirs], rel=1e-5)
     assert ours[0]["loss"] != ours[1]["loss"]
+
+
+def test_clipped_accumulated_and_smoothed_steps_are_those_of_one_rank(seen):
+    toy, ranks = seen
+    recipe = read_recipe(toy.recipe, overrides=LARGE_BATCH)
+    alone = train(World(), {**train_request(recipe, scale_batch=2), "new": True})
+    theirs, ours = (read_steps(toy.lake, toy.lake.run("toy", run)) for run in (ranks[0]["large batch"], alone["run"]))
+    assert [s["rows"] for s in theirs] == ([200] * 3 + [50]) * 2
+    assert [s["loss"] for s in ours] == pytest.approx([s["loss"] for s in theirs], rel=1e-10)
 
 
 def test_two_ranks_evaluate_as_one(seen):

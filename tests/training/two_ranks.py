@@ -21,6 +21,10 @@ from training.evaluate import evaluate, evaluate_request
 from training.feed import Feed
 from training.train import lake_of, train, train_request
 
+#: All that a recipe for large batches may ask of a step.
+LARGE_BATCH = ("training.optimizer=lamb", "training.weight_decay=0.01", "training.clip_norm=0.05", "training.accumulate=3",
+               "training.label_smoothing=0.1", "training.precision=float64")  # fmt: skip
+
 
 def error_of(work: Any) -> str:
     try:
@@ -86,6 +90,7 @@ def main(recipe_path: str, output: str) -> None:
     seen["run"] = train(world, request)["run"]
     seen["again"] = train(world, request)["made"]
     seen["evaluation"] = evaluate(world, evaluate_request(recipe))
+    seen["large batch"] = train(world, train_request(read_recipe(recipe_path, overrides=LARGE_BATCH), scale_batch=2))["run"]
     seen["other recipe"] = error_of(
         lambda: train(world, {**request, "new": True, "training": {**request["training"], "learning_rate": 1 + world.rank}})
     )

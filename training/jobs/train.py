@@ -23,13 +23,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--ranks", type=int, metavar="N", help="under spark-submit: how many ranks, one a task slot")
     flags.add_argument("--snapshot", metavar="ID", help="the snapshot to train on (default: the newest)")
     flags.add_argument("--new", action="store_true", help="train again, though a run of the same inputs is complete")
+    flags.add_argument("--scale-batch", type=int, metavar="K",
+                       help="K times the recipe's global batch; learning rate and warm-up are scaled with it")  # fmt: skip
     flags.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing, launch no rank")
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
     return flags
 
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
-    request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new)
+    request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new, scale_batch=args.scale_batch)
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
     result = launch("training.train:train", request, args.ranks, args.network_interface)

@@ -106,10 +106,12 @@ class Loop:
         progress = self.progress
         before = replace(self.feed.statistics)
         started = time.perf_counter()
+        self.world.doing(f"waiting for the input of global step {progress.global_step}")
         with closing(_guarded(self.feed.epoch(progress.epoch, progress.step))) as batches:
             for found in batches:
                 batch, failure = (found, None) if isinstance(found, Batch) else (None, found)
                 rate = learning_rate(self.settings, progress.global_step, total)
+                self.world.doing(f"in global step {progress.global_step}", waiting=True)
                 result = step(batch, progress.global_step, rate)
                 if result.failed_ranks:
                     self.world.raise_together("feed", failure)
@@ -124,6 +126,7 @@ class Loop:
                 bar.set_postfix(epoch=progress.epoch, loss=f"{result.loss:.4f}", refresh=False)
                 if progress.global_step % self.settings.checkpoint_every == 0 and progress.step < self.feed.num_steps:
                     self.save()
+                self.world.doing(f"waiting for the input of global step {progress.global_step}")
         self.seconds += time.perf_counter() - started
         fed = self.feed.statistics.since(before).facts()
         del fed["row_groups_read_by_another_rank_too"]  # a sum over the ranks alone tells it

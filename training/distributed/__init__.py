@@ -2,6 +2,6 @@
 
 from training.distributed.launch import launch, num_ranks
 from training.distributed.modes import only_first_speaks
-from training.distributed.world import World
+from training.distributed.world import STALL_SECONDS, World
 
-__all__ = ["World", "launch", "num_ranks", "only_first_speaks"]
+__all__ = ["STALL_SECONDS", "World", "launch", "num_ranks", "only_first_speaks"]

@@ -12,27 +12,34 @@ from typing import Any
 
 from lakering.errors import LakeringError, SettingError, TrainingError
 from training.distributed.modes import Mode, detect_mode, validate_ranks
-from training.distributed.world import HorovodWorld, World, _from_json, _to_json
+from training.distributed.world import STALL_SECONDS, HorovodWorld, World, _from_json, _to_json
 
 Request = dict[str, Any]
 #: Seconds that executors of a cluster have to register before we say that there are too few slots.
 SLOT_WAIT = 60.0
 
 
-def launch(function: str, request: Request, ranks: int | None = None, network_interface: str | None = None) -> dict[str, Any]:
+def launch(function: str, request: Request, ranks: int | None = None, network_interface: str | None = None,
+           stall_seconds: int = STALL_SECONDS) -> dict[str, Any]:  # fmt: skip
     """Calls ``module:name`` with (world, request) on every rank and returns rank 0's result; request and result are
-    JSON-like. Under spark-submit one rank runs in the driver, several in one task slot each.
+    JSON-like. Under spark-submit one rank runs in the driver, several in one task slot each. A rank for which the others
+    wait longer than ``stall_seconds`` ends the run.
 
     Raises the LakeringError that a rank ended with; SettingError when there are fewer slots than ranks."""
+    if stall_seconds < 10:
+        raise SettingError(f"--stall-seconds {stall_seconds}: expected 10 or more")
     mode = detect_mode()
     size = validate_ranks(mode, ranks)
     if mode == "spark" and size > 1:
-        return _on_spark(function, json.dumps(request), size, network_interface)
-    world = HorovodWorld() if mode == "horovodrun" and size > 1 else World()
+        return _on_spark(function, json.dumps(request), size, network_interface, stall_seconds)
+    world = HorovodWorld(stall_seconds) if mode == "horovodrun" and size > 1 else World()
     try:
-        return {**_call(function, world, request), "launch": describe(mode, size)}
-    finally:
-        world.close()
+        result = _call(function, world, request)
+    except BaseException as failure:
+        world.close(failure)
+        raise
+    world.close()
+    return {**result, "launch": describe(mode, size)}
 
 
 def num_ranks(ranks: int | None = None) -> int:
@@ -53,18 +60,21 @@ def _call(function: str, world: World, request: Request) -> dict[str, Any]:
     return work(world, request)
 
 
-def spark_rank(function: str, request: str) -> str:
+def spark_rank(function: str, request: str, stall_seconds: int) -> str:
     """Runs in each of Spark's tasks. An error goes back as a result: raised, Spark would wrap its text in its own."""
-    world = HorovodWorld()
+    world = HorovodWorld(stall_seconds)
     try:
-        return json.dumps({"rank": world.rank, "result": _call(function, world, json.loads(request))})
-    except Exception as error:
-        return json.dumps({"rank": world.rank, "error": _to_json(error, world.rank), "ours": isinstance(error, LakeringError)})
-    finally:
-        world.close()
+        result = _call(function, world, json.loads(request))
+    except Exception as failure:
+        world.close(failure)
+        return json.dumps(
+            {"rank": world.rank, "error": _to_json(failure, world.rank), "ours": isinstance(failure, LakeringError)}
+        )
+    world.close()
+    return json.dumps({"rank": world.rank, "result": result})
 
 
-def _on_spark(function: str, request: str, size: int, network_interface: str | None) -> dict[str, Any]:
+def _on_spark(function: str, request: str, size: int, network_interface: str | None, stall_seconds: int) -> dict[str, Any]:
     from pyspark.sql import SparkSession
 
     session = SparkSession.builder.getOrCreate()
@@ -77,7 +87,7 @@ def _on_spark(function: str, request: str, size: int, network_interface: str | N
     nics = network_interface or ("lo" if local else None)  # by itself Horovod listens on all of them
     executable = session.conf.get("spark.pyspark.python", None) or os.environ.get("PYSPARK_PYTHON") or sys.executable
     try:
-        texts = horovod.spark.run(spark_rank, args=(function, request), num_proc=size, use_gloo=True, verbose=0,
+        texts = horovod.spark.run(spark_rank, args=(function, request, stall_seconds), num_proc=size, use_gloo=True, verbose=0,
                                   nics={nics} if nics else None, executable=executable, start_timeout=120)  # fmt: skip
     except Exception as error:
         raise TrainingError(f"a rank died, or could not be started: {error}") from error

@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from lakering import errors
 from lakering.errors import LakeringError, TrainingError
+from training.distributed.launcher import end_with_launcher
+from training.distributed.peers import Peers
 
 T = TypeVar("T")
-#: Seconds until a rank that keeps the others waiting is named, and until that ends the run.
-STALL_WARNING, STALL_SHUTDOWN = "60", "600"
+#: Seconds until a rank that keeps the others waiting ends the run; it is named after a tenth of them.
+STALL_SECONDS = 600
 
 
 class World:
@@ -45,17 +47,23 @@ class World:
         """Inside, a step that fails because another rank is gone raises TrainingError."""
         return nullcontext()
 
-    def close(self) -> None:
-        """Leaves the ranks."""
+    def close(self, failure: BaseException | None = None) -> None:
+        """Leaves the ranks; the others learn with which error."""
+
+    def doing(self, what: str, *, waiting: bool = False) -> None:
+        """Notes what this rank does from now on, and whether it waits for the others meanwhile: for the text that names
+        the rank that died, or for which the others waited in vain."""
 
     def together(self, name: str, work: Callable[[], T]) -> T:
         """Does some work on every rank, and raises on all of them when it fails on one, so that none waits for it."""
+        self.doing(f"at '{name}'")
         result, failure = _attempt(work)
         self.raise_together(name, failure)
         return result  # type: ignore[return-value]
 
     def from_first(self, name: str, work: Callable[[], Any]) -> Any:
         """Does some work on rank 0 alone, and gives its JSON-like result, or its error, to all ranks."""
+        self.doing(f"at '{name}'")
         result, failure = _attempt(work) if self.rank == 0 else (None, None)
         text = self.gather(_to_json(failure, self.rank) if failure else json.dumps({"result": result}), name)[0]
         found = json.loads(text)
@@ -86,18 +94,25 @@ class World:
 
 
 class HorovodWorld(World):
-    """The ranks that ``horovodrun`` or Spark started; made inside each of them."""
+    """The ranks that ``horovodrun`` or Spark started; made inside each of them.
 
-    def __init__(self) -> None:
+    A rank that keeps the others waiting for ``stall_seconds`` (whole, 10 or more) ends the run with its name."""
+
+    def __init__(self, stall_seconds: int = STALL_SECONDS) -> None:
         # A stalled rank waits for ever by default. Read when Horovod starts, so set before it.
-        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", STALL_WARNING)
-        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", STALL_SHUTDOWN)
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(stall_seconds // 10))
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(stall_seconds))
+        end_with_launcher(int(os.environ.get("HOROVOD_RANK", "0")))
         import horovod.tensorflow as hvd
 
         hvd.init()
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self._peers: Peers | None = None
+        if self.size > 1:
+            self._peers = Peers(self.rank, self.size, lambda text: self.gather(text, "peers")[0],
+                                warn_after=stall_seconds / 10)  # fmt: skip
 
     def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
@@ -106,7 +121,7 @@ class HorovodWorld(World):
         import tensorflow as tf
 
         array = np.asarray(values, np.float64)
-        with self.watch():
+        with self._waiting(name):
             flat = tf.constant(array.reshape(-1), tf.float64)
             return self._hvd.allreduce(flat, op=self._hvd.Sum, name=name).numpy().reshape(array.shape)
 
@@ -114,7 +129,7 @@ class HorovodWorld(World):
         import tensorflow as tf
 
         content = np.frombuffer(text.encode(), np.uint8)
-        with self.watch():
+        with self._waiting(name):
             lengths = self._hvd.allgather(tf.constant([len(content)], tf.int64), name=f"{name}.lengths").numpy()
             joined = self._hvd.allgather(tf.constant(content), name=f"{name}.texts").numpy().tobytes()
         ends = np.cumsum(lengths)
@@ -123,7 +138,7 @@ class HorovodWorld(World):
     def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
         import tensorflow as tf
 
-        with self.watch():
+        with self._waiting(name):
             return self._hvd.broadcast(tf.constant(value), root_rank=0, name=name).numpy()
 
     @contextmanager
@@ -135,9 +150,27 @@ class HorovodWorld(World):
         except tf.errors.UnknownError as error:
             if "Horovod" not in error.message:
                 raise
-            raise TrainingError(f"rank {self.rank} lost the other ranks: one of them failed or was ended") from error
+            reason = self._peers.why() if self._peers else None
+            raise TrainingError(reason or f"rank {self.rank} lost the other ranks: one of them failed or was ended") from error
 
-    def close(self) -> None:
+    def doing(self, what: str, *, waiting: bool = False) -> None:
+        if self._peers:
+            self._peers.doing(what, waiting)
+
+    @contextmanager
+    def _waiting(self, name: str) -> Iterator[None]:
+        if self._peers is None:
+            with self.watch():
+                yield
+            return
+        before = self._peers.doing(f"waiting for all at '{name}'", True)
+        with self.watch():
+            yield
+        self._peers.doing(*before)
+
+    def close(self, failure: BaseException | None = None) -> None:
+        if self._peers:
+            self._peers.close("" if failure is None else f"{type(failure).__name__}: {failure}".split("\n")[0])
         self._hvd.shutdown()
 
 

@@ -12,7 +12,7 @@ import sys
 
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
-from training.distributed import launch, num_ranks, only_first_speaks
+from training.distributed import STALL_SECONDS, launch, num_ranks, only_first_speaks
 from training.preview import preview_training
 from training.summaries import add_training
 from training.train import train_request
@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
                        help="K times the recipe's global batch; learning rate and warm-up are scaled with it")  # fmt: skip
     flags.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing, launch no rank")
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
+    flags.add_argument("--stall-seconds", type=int, default=STALL_SECONDS, metavar="S",
+                       help="a rank that keeps the others waiting this long is named and ends the run")  # fmt: skip
     return flags
 
 
@@ -34,7 +36,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new, scale_batch=args.scale_batch)
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
-    result = launch("training.train:train", request, args.ranks, args.network_interface)
+    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds)
     add_training(summary, result)
 
 

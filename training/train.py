@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
+import socket
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -119,12 +122,30 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
     resumed_at = loop.progress.global_step
     world.from_first("record", lambda: write_record(
         lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
+    _announce(world, loop)
     loop.train()
     fed = feed_facts(world, loop.feed.statistics, loop.seconds)
     if fed["waiting_for_input_share"] > BOTTLENECK:
         notes.append(f"input is the bottleneck: the training waited for it {fed['waiting_for_input_share']:.0%} of its time; "
                      "give it more feed.reading_threads (and feed.read_ahead for them), or a feed.cache")  # fmt: skip
     return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started, fed)), notes
+
+
+def _announce(world: World, loop: Loop) -> None:
+    """One line and one log record on rank 0: who trains on what, for how long, and where its record goes."""
+    gpus = len(tf.config.get_visible_devices("GPU"))
+    there = world.gather(json.dumps([socket.gethostname(), f"{gpus} GPU" if gpus else "CPU"]), "announce")
+    if world.rank != 0:
+        return
+    hosts = Counter(" ".join(json.loads(text)) for text in there)
+    facts = {"ranks": world.size, "hosts": dict(hosts), "snapshot": loop.made_from["snapshot"], "step": loop.progress.global_step,
+             "global_batch_size": loop.settings.global_batch_size, "steps": loop.settings.epochs * loop.feed.num_steps,
+             "record": loop.lake.storage.path(*loop.run)}  # fmt: skip
+    log.info("training starts", extra={"facts": facts})
+    where = ", ".join(f"{count} on {host}" for host, count in hosts.items())
+    print(f"training: {world.size} {'rank' if world.size == 1 else 'ranks'} ({where}), snapshot {facts['snapshot']}, "
+          f"global batch {facts['global_batch_size']:,}, steps {facts['step']:,} to {facts['steps']:,}, record in {facts['record']}",
+          file=sys.stderr, flush=True)  # fmt: skip
 
 
 def feed_facts(world: World, statistics: FeedStatistics, seconds: float) -> dict[str, float]:

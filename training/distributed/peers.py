@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
-import logging
 import os
 import secrets
 import selectors
@@ -20,8 +19,6 @@ from typing import Any
 import psutil
 
 from lakering.errors import TrainingError
-
-log = logging.getLogger("training")
 
 #: Seconds between two looks of a rank at its state and its connection.
 BEAT = 0.5
@@ -85,16 +82,18 @@ class Peers:
 
     When a rank dies, the others have ``GRACE`` seconds to end with the reason; then their processes are ended."""
 
-    def __init__(self, rank: int, size: int, broadcast: Callable[[str], str], *, warn_after: float) -> None:
-        """``broadcast`` gives every rank rank 0's text; all ranks make their Peers together."""
-        self.rank, self._warn_after = rank, warn_after
+    def __init__(self, rank: int, size: int, broadcast: Callable[[str], str], *, stall_seconds: float,
+                 abandon: Callable[[], None]) -> None:  # fmt: skip
+        """``broadcast`` gives every rank rank 0's text; all ranks make their Peers together. ``abandon`` makes collectives
+        that wait for others fail; it is called in a thread of its own when the run ends."""
+        self.rank, self._stall_seconds, self._abandon = rank, stall_seconds, abandon
+        self._warn_at = stall_seconds / 10
         self._me = Peer(socket.gethostname())
         self._peers = {rank: self._me}
         self._reason: str | None = None
         self._known = threading.Event()
         self._closed = threading.Event()
         self._asked = self._all_left = False
-        self._lock = threading.Lock()
         if rank == 0:
             with listen(size) as server:
                 token = secrets.token_hex(16)
@@ -157,14 +156,13 @@ class Peers:
     def _serve(self) -> None:
         """The thread of this rank: says, listens, and on rank 0 decides."""
         buffers = dict.fromkeys(self._connections, b"")
-        warned = 0.0
         deadline: float | None = None
         with selectors.DefaultSelector() as selector:
             for rank, connection in self._connections.items():
                 connection.settimeout(GREET)
                 selector.register(connection, selectors.EVENT_READ, rank)
             asked_at: float | None = None
-            while not self._closed.is_set():
+            while self._reason is not None or not self._closed.is_set():
                 for key, _ in selector.select(BEAT):
                     content = _receive(key.fileobj)  # type: ignore[arg-type]
                     if not content:
@@ -177,16 +175,12 @@ class Peers:
                 now = time.monotonic()
                 if self.rank == 0:
                     self._me.heard = now
-                    warned = self._warn(now, warned)
+                    self._judge(now)
                     if self._asked and asked_at is None:
                         asked_at = now
                     # A death is seen by Horovod and by us in either order: a second settles it.
                     if asked_at is not None and now - asked_at > 1 and self._reason is None:
                         self._decide(verdict(self._peers, now) or "the ranks lost each other: the network broke, or one failed")
-                    for rank, peer in self._peers.items():
-                        if not peer.left and now - peer.heard > SILENT:
-                            self._decide(f"rank {rank} on {peer.host} was not heard of for {SILENT:.0f} s (its machine is down, "
-                                         f"or its process is stopped), last seen {peer.doing}")  # fmt: skip
                 else:
                     state = {
                         "doing": self._me.doing,
@@ -226,14 +220,22 @@ class Peers:
         elif not self._all_left:
             self._learn("rank 0 died (killed, out of memory or crashed): its connection broke")
 
-    def _warn(self, now: float, warned: float) -> float:
-        waits = [now - peer.since for peer in self._peers.values() if peer.waiting]
+    def _judge(self, now: float) -> None:
+        """On rank 0: names the rank that keeps the others waiting, and ends the run when it is time."""
+        waits = [now - peer.since for peer in self._peers.values() if peer.waiting and not peer.left]
         late = late_ranks(self._peers, now)
-        if not late or max(waits) < self._warn_after or now - warned < self._warn_after:
-            return warned
-        _print(f"warning: the other ranks have waited {max(waits):.0f} s for {'; '.join(late)}")
-        log.warning("stalled", extra={"facts": {"ranks": late}})
-        return now
+        if not late or not waits or max(waits) < self._warn_at:
+            self._warn_at = self._warn_at if late else self._stall_seconds / 10
+        elif max(waits) >= self._stall_seconds:
+            # Horovod's own shutdown for stalls does not come when a rank that was in step before stops submitting.
+            self._decide(f"stalled for {max(waits):.0f} s: the other ranks waited in vain for {'; '.join(late)}")
+        else:
+            self._warn_at = 2 * max(waits)
+            _print(f"warning: the other ranks have waited {max(waits):.0f} s for {'; '.join(late)}")
+        for rank, peer in self._peers.items():
+            if not peer.left and now - peer.heard > SILENT:
+                self._decide(f"rank {rank} on {peer.host} was not heard of for {SILENT:.0f} s (its machine is down, "
+                             f"or its process is stopped), last seen {peer.doing}")  # fmt: skip
 
     def _decide(self, reason: str) -> None:
         """On rank 0: the reason, told to all, and printed at once, since a launcher may end this process any moment."""
@@ -246,9 +248,10 @@ class Peers:
                 _send(connection, {"reason": reason})
 
     def _learn(self, reason: str) -> None:
-        with self._lock:
-            self._reason = self._reason or reason
-        self._known.set()
+        if self._reason is None:
+            self._reason = reason
+            self._known.set()
+            threading.Thread(target=self._abandon, name="abandon", daemon=True).start()
 
 
 def listen(backlog: int) -> socket.socket:

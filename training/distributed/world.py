@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -110,9 +111,10 @@ class HorovodWorld(World):
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self._peers: Peers | None = None
+        self._shutting_down = threading.Lock()
         if self.size > 1:
             self._peers = Peers(self.rank, self.size, lambda text: self.gather(text, "peers")[0],
-                                warn_after=stall_seconds / 10)  # fmt: skip
+                                stall_seconds=stall_seconds, abandon=self._shutdown)  # fmt: skip
 
     def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
@@ -171,7 +173,11 @@ class HorovodWorld(World):
     def close(self, failure: BaseException | None = None) -> None:
         if self._peers:
             self._peers.close("" if failure is None else f"{type(failure).__name__}: {failure}".split("\n")[0])
-        self._hvd.shutdown()
+        self._shutdown()
+
+    def _shutdown(self) -> None:
+        with self._shutting_down:  # Horovod joins its thread, which two must not do at once
+            self._hvd.shutdown()
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from lakering.lake import Lake
 from lakering.manifest import Manifest, read_manifest, validate_files
 from lakering.record import write_record
 from recipes import Recipe
-from recipes.settings import Evaluation
+from recipes.settings import Evaluation, ImageSettings
 from training.baselines import base_rate_metrics, tree_metrics
 from training.distributed import World
-from training.export import newest_run, read_model
+from training.export import newest_run, read_images, read_model
 from training.feed import Feed, Order
 from training.feed.plan import default_lanes
 from training.loop import evaluate as evaluate_split
@@ -28,6 +28,8 @@ from training.steplog import plain, read_steps
 from training.train import Request, lake_of, lake_request
 
 BATCH = 8192
+#: Fewer rows where they hold images, which are many numbers each.
+IMAGE_BATCH = 128
 FOLDER, FIGURES, REPORT = "evaluation", "figures.json", "report.html"
 
 
@@ -48,9 +50,9 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
     run_id, model, facts, manifest = choose_model(world, lake, request)
     manifest = manifest.with_columns(model.columns.names)
     run = lake.run(recipe, run_id)
-    feed = _feed(lake, manifest, settings.split, world)
+    feed = _feed(lake, manifest, settings.split, world, read_images(facts))
     metrics = evaluate_split(world, feed, model, Predictor(model))
-    ranges = _ranges(world, replace(feed, manifest=manifest.only("float")), model)
+    ranges = _ranges(world, _feed(lake, manifest.only("float"), settings.split, world), model)
     if world.rank:
         return {}
     contestants: dict[str, Metrics] = {"model": metrics, "base rate": base_rate_metrics(lake, manifest, settings.split)}
@@ -108,10 +110,11 @@ def _snapshot(lake: Lake, recipe: str, snapshot: str, split: str) -> Manifest:
     return manifest
 
 
-def _feed(lake: Lake, manifest: Manifest, split: str, world: World | None = None) -> Feed:
-    order = Order(seed=0, batch_size=BATCH, window=16, lanes=default_lanes(BATCH))
-    rank, ranks = (world.rank, world.size) if world else (0, 1)
-    return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=rank, ranks=ranks, row_ids=False)
+def _feed(lake: Lake, manifest: Manifest, split: str, world: World, images: Mapping[str, ImageSettings] | None = None) -> Feed:
+    batch = IMAGE_BATCH if images else BATCH
+    order = Order(seed=0, batch_size=batch, window=16, lanes=default_lanes(batch))
+    return Feed(lake=lake, manifest=manifest, split=split, order=order, rank=world.rank, ranks=world.size, row_ids=False,
+                images=images or {})  # fmt: skip
 
 
 def _ranges(world: World, feed: Feed, model: Model) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lakering.errors import StageError
 from lakering.lake import RUNS, Lake
+from recipes.settings import ImageSettings
 from training.checkpoint import Arrays, read_arrays, write_arrays
 from training.loop import set_weights
 from training.models import Model, ModelColumns, build_model
@@ -14,11 +16,12 @@ FOLDER, JSON, WEIGHTS = "model", "model.json", "weights.npz"
 
 
 def write_model(lake: Lake, run: tuple[str, ...], model: Model, weights: Arrays, *, section: dict[str, Any],
-                snapshot: str, seed: int, precision: str) -> None:  # fmt: skip
-    """Writes ``model/weights.npz`` and, last, ``model/model.json``."""
+                snapshot: str, seed: int, precision: str, images: Mapping[str, ImageSettings]) -> None:  # fmt: skip
+    """Writes ``model/weights.npz`` and, last, ``model/model.json``. ``images`` tell how the model's images are decoded."""
     files = {WEIGHTS: write_arrays(lake, weights, *run, FOLDER, WEIGHTS)}
     facts = {"model": section, "columns": model.columns.to_json(), "precision": precision, "seed": seed,
-             "snapshot": snapshot, "files": files}  # fmt: skip
+             "snapshot": snapshot, "files": files,
+             "images": {name: settings.model_dump(mode="json") for name, settings in images.items()}}  # fmt: skip
     lake.storage.write_json(facts, *run, FOLDER, JSON)
 
 
@@ -43,3 +46,8 @@ def read_model(lake: Lake, run: tuple[str, ...]) -> tuple[Model, dict[str, Any]]
     model = build_model(facts["model"], columns, seed=facts["seed"], precision=facts["precision"])
     set_weights(model, weights)
     return model, facts
+
+
+def read_images(facts: dict[str, Any]) -> dict[str, ImageSettings]:
+    """How a model's images are decoded, from the facts that stand beside it; none for a model of before there were any."""
+    return {name: ImageSettings.model_validate(settings) for name, settings in facts.get("images", {}).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow as tf
 from training.accumulate import sum_in_parts
 from training.distributed import World
 from training.feed import Batch
-from training.models import Model
+from training.models import Features, Model, ModelColumns
 from training.models.dropout import Dropout, row_keys
 from training.optimizers import Optimizer
 
@@ -40,9 +41,11 @@ class Step:
         self._columns = model.columns
         variables = model.variables
 
-        def sums(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor) -> list[tf.Tensor]:
+        def sums(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor,
+                 *cells: tf.Tensor) -> list[tf.Tensor]:  # fmt: skip
+            features = _features(model.columns, floats, ids, cells)
             with tf.GradientTape() as tape:
-                scores = model.scores(floats, ids, Dropout(keys))
+                scores = model.scores(features, Dropout(keys))
                 losses = model.losses(scores, _smoothed(tf.cast(label, scores.dtype), label_smoothing))
                 weights = tf.cast(weight, losses.dtype)
                 total = tf.reduce_sum(losses * weights)
@@ -50,13 +53,13 @@ class Step:
             return [*gradients, total, tf.reduce_sum(weights)]
 
         # A free number of rows: the short last batch does not retrace.
-        @tf.function(input_signature=[*_signature(model), tf.TensorSpec([3], tf.float64), tf.TensorSpec([], tf.float32)])
-        def run(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor,
-                rates: tf.Tensor, failed: tf.Tensor) -> tf.Tensor:  # fmt: skip
+        # One flat list: TensorFlow would go through a nested one at each step.
+        @tf.function(input_signature=[*_numbers(model.columns), *_LABELLED, *_RATES, *_cells(model.columns)])
+        def run(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor, rates: tf.Tensor,
+                failed: tf.Tensor, *cells: tf.Tensor) -> tf.Tensor:  # fmt: skip
             number = tf.zeros([], variables[0].dtype)
-            *gradients, total, weights = sum_in_parts(
-                sums, (floats, ids, label, weight, keys), accumulate, [*variables, number, number]
-            )
+            rows = (floats, ids, label, weight, keys, *cells)
+            *gradients, total, weights = sum_in_parts(sums, rows, accumulate, [*variables, number, number])
             facts = tf.stack([total, weights, tf.cast(failed, total.dtype)])
             *gradients, facts = world.sum_tensors([*gradients, facts], "step")
             gradients = [tf.math.divide_no_nan(g, facts[1]) for g in gradients]  # a batch may weigh nothing
@@ -71,11 +74,12 @@ class Step:
 
     def __call__(self, batch: Batch | None, global_step: int, learning_rate: float) -> StepResult:
         """One step with this rank's part of the batch; ``None`` tells the others that it could not be read."""
-        shown = batch if batch is not None else empty_batch(len(self._columns.floats), len(self._columns.ids))
+        shown = batch if batch is not None else empty_batch(self._columns)
         rates = self._optimizer.rates(learning_rate, global_step)
         keys = row_keys(shown.output, self._seed, global_step)
         failed = np.float32(0 if batch is not None else 1)
-        loss, norm, failures = self._run(*_inputs(shown), keys, rates, failed).numpy()
+        floats, ids, label, weight, cells = _inputs(shown, self._columns)
+        loss, norm, failures = self._run(floats, ids, label, weight, keys, rates, failed, *cells).numpy()
         return StepResult(float(loss), float(norm), round(float(failures)))
 
     @property
@@ -88,21 +92,22 @@ class Predictor:
     """A model's scores of a batch."""
 
     def __init__(self, model: Model) -> None:
-        @tf.function(input_signature=_signature(model)[:2])
-        def run(floats: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-            return model.scores(floats, ids)
+        @tf.function(input_signature=[*_numbers(model.columns), *_cells(model.columns)])
+        def run(floats: tf.Tensor, ids: tf.Tensor, *cells: tf.Tensor) -> tf.Tensor:
+            return model.scores(_features(model.columns, floats, ids, cells))
 
         self._run, self._model = run, model
 
     def __call__(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Probabilities, or values in the label's unit, of the batch's rows."""
-        return self._model.predictions(self._run(*batch.tensors()[:2]).numpy())
+        floats, ids, _, _, cells = _inputs(batch, self._model.columns)
+        return self._model.predictions(self._run(floats, ids, *cells).numpy())
 
 
-def _signature(model: Model) -> list[tf.TensorSpec]:
-    floats, ids = len(model.columns.floats), len(model.columns.ids)
-    return [tf.TensorSpec([None, floats], tf.float32), tf.TensorSpec([None, ids], tf.int32),
-            tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]  # fmt: skip
+#: Of each row: label, weight, and what its dropout is drawn from.
+_LABELLED = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]
+#: The optimizer's rates, and whether this rank's part could not be read.
+_RATES = [tf.TensorSpec([3], tf.float64), tf.TensorSpec([], tf.float32)]
 
 
 def _smoothed(label: tf.Tensor, smoothing: float) -> tf.Tensor:
@@ -111,17 +116,40 @@ def _smoothed(label: tf.Tensor, smoothing: float) -> tf.Tensor:
     return label * tf.constant(1 - smoothing, label.dtype) + tf.constant(smoothing / 2, label.dtype)
 
 
-def _inputs(batch: Batch) -> tuple[tf.Tensor, ...]:
+def _numbers(columns: ModelColumns) -> list[tf.TensorSpec]:
+    """Floats and ids, with a free number of rows."""
+    return [tf.TensorSpec([None, len(columns.floats)], tf.float32), tf.TensorSpec([None, len(columns.ids)], tf.int32)]
+
+
+def _cells(columns: ModelColumns) -> list[tf.TensorSpec]:
+    """The other features, in the order of their columns."""
+    dtypes = {"array": tf.float32, "tokens": tf.int32, "image": tf.float32}
+    return [tf.TensorSpec([None, *(c.shape or ())], dtypes[c.kind]) for c in columns.binary]
+
+
+def _features(columns: ModelColumns, floats: tf.Tensor, ids: tf.Tensor, cells: Sequence[tf.Tensor]) -> Features:
+    kinds: dict[str, dict[str, tf.Tensor]] = {"array": {}, "tokens": {}, "image": {}}
+    for column, cell in zip(columns.binary, cells, strict=True):
+        kinds[column.kind][column.name] = cell
+    return Features(floats, ids, kinds["array"], kinds["tokens"], kinds["image"])
+
+
+def _inputs(batch: Batch, columns: ModelColumns) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """Floats, ids, label, weight, and the other features in the order of their columns."""
     tensors = batch.tensors()
+    cells = {**tensors.arrays, **tensors.tokens, **tensors.images}
     weight = tensors.weight if tensors.weight is not None else tf.ones(batch.num_rows, tf.float32)
-    return tensors.floats, tensors.ids, tensors.label, weight
+    return tensors.floats, tensors.ids, tensors.label, weight, [cells[c.name] for c in columns.binary]
 
 
-def empty_batch(num_floats: int, num_ids: int) -> Batch:
+def empty_batch(columns: ModelColumns) -> Batch:
     """A rank's part of a batch of which it has no row."""
-    none = np.empty(0, np.float32)
-    index = np.empty(0, np.int64)
-    return Batch(0, np.empty((0, num_floats), np.float32), np.empty((0, num_ids), np.int32), none, None, index, index, 0)
+    specifications = [*_numbers(columns), *_cells(columns)]
+    floats, ids, *cells = (np.empty((0, *s.shape[1:]), s.dtype.as_numpy_dtype) for s in specifications)
+    features = _features(columns, floats, ids, cells)
+    no_row, index = np.empty(0, np.float32), np.empty(0, np.int64)
+    return Batch(0, floats, ids, no_row, None, index, index, 0,
+                 dict(features.arrays), dict(features.tokens), dict(features.images))  # fmt: skip
 
 
 def set_threads(world: World) -> None:

@@ -144,7 +144,8 @@ def _announce(world: World, loop: Loop) -> None:
     log.info("training starts", extra={"facts": facts})
     where = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     print(f"training: {world.size} {'rank' if world.size == 1 else 'ranks'} ({where}), snapshot {facts['snapshot']}, "
-          f"global batch {facts['global_batch_size']:,}, steps {facts['step']:,} to {facts['steps']:,}, record in {facts['record']}",
+          f"global batch {facts['global_batch_size']:,}, steps {facts['step']:,} to {facts['steps']:,}, "
+          f"record in {facts['record']}",
           file=sys.stderr, flush=True)  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     if not train_feed.num_steps:
         raise SettingError(f"training.drop_last leaves no batch: the {train_feed.num_rows:,} rows of train are fewer than "
                            f"training.global_batch_size {settings.global_batch_size:,}")  # fmt: skip
-    columns = ModelColumns.of(manifest)
+    columns = ModelColumns.of(manifest, settings.images)
     if settings.label_smoothing and columns.label.kind != "binary":
         raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and label {columns.label.name!r} is not "
                            "binary", next_step="leave label_smoothing out: it is for labels of 0 and 1")  # fmt: skip
@@ -244,7 +245,7 @@ def _finish(
     """Exports the model, then completes the record."""
     settings = loop.settings
     write_model(loop.lake, loop.run, loop.model, loop.weights(), section=request["model"], snapshot=manifest.id,
-                seed=settings.seed, precision=settings.precision)  # fmt: skip
+                seed=settings.seed, precision=settings.precision, images=settings.images)  # fmt: skip
     timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
     metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1]}
     return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),

@@ -9,10 +9,10 @@ import tensorflow as tf
 from lakering.errors import SettingError
 from recipes import read_recipe
 from recipes.settings import Training
-from training.models import ModelColumns, build_model, read_model_section
+from training.models import Features, ModelColumns, build_model, read_model_section
 from training.models.base import FloatColumn, IdColumn, Label
 from training.models.dropout import Dropout, row_keys
-from training.models.wide_and_deep import embedding_size
+from training.models.layers import embedding_size
 from training.schedules import learning_rate
 
 COLUMNS = ModelColumns(
@@ -65,9 +65,9 @@ def test_the_seed_alone_sets_the_variables():
 def test_rows_do_not_depend_on_each_other():
     net = model(crosses=[["a", "b"]], cross_buckets=7)
     floats, ids = inputs()
-    whole = net.scores(floats, ids).numpy()
-    np.testing.assert_allclose(whole[3:5], net.scores(floats[3:5], ids[3:5]).numpy(), rtol=1e-6)
-    assert net.scores(floats[:0], ids[:0]).shape == (0,)
+    whole = net.scores(Features(floats, ids)).numpy()
+    np.testing.assert_allclose(whole[3:5], net.scores(Features(floats[3:5], ids[3:5])).numpy(), rtol=1e-6)
+    assert net.scores(Features(floats[:0], ids[:0])).shape == (0,)
 
 
 def test_an_untrained_model_starts_near_the_base_rate():

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 class Tensors(NamedTuple):
-    """A batch's numbers as TensorFlow tensors: float32 [rows, floats], int32 [rows, ids], float32 [rows] (twice)."""
+    """A batch's numbers as TensorFlow tensors: float32 [rows, floats], int32 [rows, ids], float32 [rows] (twice), and by
+    column what else it holds; images only if they are decoded."""
 
     floats: tf.Tensor
     ids: tf.Tensor
     label: tf.Tensor
     weight: tf.Tensor | None
+    arrays: dict[str, tf.Tensor]
+    tokens: dict[str, tf.Tensor]
+    images: dict[str, tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ class Batch:
         """The same memory as tensors, without a copy (a feed's batches are fresh memory, aligned for it): from then on
         nothing may write to the batch's arrays."""
         weight = None if self.weight is None else tensor_of(self.weight)
-        return Tensors(tensor_of(self.floats), tensor_of(self.ids), tensor_of(self.label), weight)
+        arrays, tokens, images = (
+            {name: tensor_of(cells) for name, cells in columns.items() if not cells.dtype.hasobject}
+            for columns in (self.arrays, self.tokens, self.images)
+        )
+        return Tensors(tensor_of(self.floats), tensor_of(self.ids), tensor_of(self.label), weight, arrays, tokens, images)
 
 
 def tensor_of(array: npt.NDArray) -> tf.Tensor:

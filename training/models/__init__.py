@@ -6,12 +6,17 @@ from typing import Any
 
 from lakering.errors import SettingError, nearest
 from recipes.recipe import Recipe
-from training.models.base import Model, ModelColumns
+from training.models.base import Features, Model, ModelColumns
 from training.models.wide_and_deep import WideAndDeep, WideAndDeepSettings
 
-MODELS: dict[str, tuple[type[Any], type[Model]]] = {"wide_and_deep": (WideAndDeepSettings, WideAndDeep)}
+MODELS: dict[str, tuple[type[Any], type[Model]]] = {
+    "wide_and_deep": (WideAndDeepSettings, WideAndDeep),
+}
 
-__all__ = ["MODELS", "Model", "ModelColumns", "build_model", "read_model_section"]
+#: How a recipe writes a feature of a kind.
+_FEATURE = {"array": "as: array", "tokens": "as: text", "image": "as: image"}
+
+__all__ = ["MODELS", "Features", "Model", "ModelColumns", "build_model", "read_model_section"]
 
 
 def read_model_section(recipe: Recipe) -> dict[str, Any]:
@@ -37,4 +42,17 @@ def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, pr
         raise SettingError(f"model {section['name']!r} takes columns of the kinds {kinds}, and cannot take {', '.join(left)}",
                            next_step="leave these features out of the recipe and build its examples again, or name a model that "
                            "takes them")  # fmt: skip
+    _validate_needs(section["name"], model, columns)
     return model(settings.model_validate(section), columns, seed=seed, precision=precision)
+
+
+def _validate_needs(name: str, model: type[Model], columns: ModelColumns) -> None:
+    for kind in model.needs:
+        if all(column.kind != kind for column in columns.binary):
+            raise SettingError(f"model {name!r} needs a column of the kind {kind}, and the examples have none",
+                               next_step=f"give the recipe a feature '{_FEATURE[kind]}' and build its examples again, or name "
+                               "another model")  # fmt: skip
+    for column in columns.binary:
+        if column.kind == "image" and column.shape is None:
+            raise SettingError(f"model {name!r} takes the image column {column.name}, and nothing tells how to decode it",
+                               next_step=f"set training.images: {{{column.name}: {{size: [HEIGHT, WIDTH]}}}}")  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from lakering.errors import IntegrityError
 from lakering.manifest import Manifest
+from recipes.settings import ImageSettings
 from training.models.dropout import Dropout
 
 QUANTILE = re.compile(r"[qp]_?(\d+(?:[._]\d+)?)")
@@ -39,7 +40,8 @@ class IdColumn:
 
 @dataclass(frozen=True)
 class BinaryColumn:
-    """An array, tokens or an image (see ``lakering.manifest.Column``)."""
+    """An array, tokens or an image (see ``lakering.manifest.Column``). ``shape`` is of one cell as a model takes it: an
+    image's height, width and channels, or None where nobody told how to decode it."""
 
     name: str
     kind: str
@@ -67,13 +69,15 @@ class ModelColumns:
     binary: tuple[BinaryColumn, ...] = ()
 
     @classmethod
-    def of(cls, manifest: Manifest) -> ModelColumns:
+    def of(cls, manifest: Manifest, images: Mapping[str, ImageSettings] | None = None) -> ModelColumns:
+        """The columns of a snapshot whose ``images`` are decoded so."""
         floats = tuple(_float_column(name, manifest.statistics.get(name)) for name in manifest.float_columns)
         ids = tuple(IdColumn(c.name, int(c.num_ids or 0)) for c in manifest.id_columns)
         facts = manifest.statistics.get(manifest.label)
         if facts is None:
             raise IntegrityError(f"snapshot {manifest.id} holds no statistics of its label {manifest.label}")
-        binary = tuple(BinaryColumn(c.name, c.kind, c.shape, c.num_ids) for c in manifest.binary_columns)
+        shapes = {name: (*settings.size, settings.channels) for name, settings in (images or {}).items()}
+        binary = tuple(BinaryColumn(c.name, c.kind, shapes.get(c.name, c.shape), c.num_ids) for c in manifest.binary_columns)
         return cls(floats, ids, Label(manifest.label, manifest.label_kind, facts["mean"], facts["std"] or 1.0), binary)
 
     @classmethod
@@ -103,6 +107,18 @@ def _float_column(name: str, facts: dict[str, float] | None) -> FloatColumn:
     return FloatColumn(name, facts["mean"], facts["std"] or 1.0, tuple(float(edge) for edge in edges))
 
 
+class Features(NamedTuple):
+    """A batch's features as a model takes them, columns in the order of ``ModelColumns``: ``floats`` float32
+    [rows, floats], ``ids`` int32 [rows, ids]. By column, ``arrays`` are float32 [rows, *shape], ``tokens`` int32
+    [rows, length] (0 is padding), ``images`` float32 [rows, height, width, channels]."""
+
+    floats: tf.Tensor
+    ids: tf.Tensor
+    arrays: Mapping[str, tf.Tensor] = {}
+    tokens: Mapping[str, tf.Tensor] = {}
+    images: Mapping[str, tf.Tensor] = {}
+
+
 class Model(ABC):
     """A model: variables in a fixed order with unique names, and scores for rows.
 
@@ -112,6 +128,8 @@ class Model(ABC):
     columns: ModelColumns
     #: The kinds of columns, beside floats and ids, that the model takes: array, tokens, image.
     takes: ClassVar[tuple[str, ...]] = ()
+    #: The kinds of which there must be a column.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:
@@ -123,8 +141,8 @@ class Model(ABC):
         """In the order in which they were made."""
 
     @abstractmethod
-    def scores(self, floats: tf.Tensor, ids: tf.Tensor, dropout: Dropout | None = None) -> tf.Tensor:
-        """[rows, floats] and [rows, ids] -> [rows]. ``dropout`` is None outside training."""
+    def scores(self, features: Features, dropout: Dropout | None = None) -> tf.Tensor:
+        """Scores of the rows: [rows]. ``dropout`` is None outside training."""
 
     def losses(self, scores: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Loss of each row: log loss, or the squared error in deviations."""

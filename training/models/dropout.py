@@ -27,9 +27,13 @@ class Dropout:
         self._layers = 0
 
     def apply(self, values: tf.Tensor, rate: float) -> tf.Tensor:
-        """Values [rows, units], each set to zero with probability ``rate``, the others scaled so that the mean stays."""
+        """Values [rows, ...], each set to zero with probability ``rate``, the others scaled so that the mean stays. All axes
+        but the first have fixed lengths, and hold together at most a million values a row."""
         if rate == 0:
             return values
+        if values.shape.rank > 2:
+            flat = tf.reshape(values, [-1, values.shape[1:].num_elements()])
+            return tf.reshape(self.apply(flat, rate), [-1, *values.shape[1:]])
         units = values.shape[-1]
         self._layers += 1
         # Constants of murmur3's finaliser; the layer's and the unit's bits are mixed before the graph is built.

@@ -15,7 +15,7 @@ from recipes.settings import Training
 from training.checkpoint import list_checkpoints, read_checkpoint
 from training.distributed import World
 from training.feed import Feed, Order
-from training.models import ModelColumns, build_model
+from training.models import Features, ModelColumns, build_model
 from training.optimizers import Optimizer
 from training.step import Step
 from training.steplog import read_steps
@@ -142,7 +142,7 @@ def test_smoothed_labels_are_mixed_with_even_odds(write_toy):
                         ModelColumns.of(toy.manifest), seed=1, precision="float64")  # fmt: skip
     rows = toy.rows["train"]
     floats, ids = np.stack([rows["x0"], rows["x1"]], 1), np.stack([rows["a"], rows["b"]], 1)
-    p = 1 / (1 + np.exp(-model.scores(tf.constant(floats), tf.constant(ids)).numpy()))
+    p = 1 / (1 + np.exp(-model.scores(Features(floats, ids)).numpy()))
     y = np.where(rows["y"] == 1, 0.9, 0.1)
     step = Step(model, Optimizer(Training(optimizer="sgd"), model.variables), World(), seed=1, label_smoothing=0.2)
     feed = Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=Order(seed=1, batch_size=200, window=2, lanes=10))

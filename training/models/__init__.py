@@ -7,10 +7,16 @@ from typing import Any
 from lakering.errors import SettingError, nearest
 from recipes.recipe import Recipe
 from training.models.base import Features, Model, ModelColumns
+from training.models.cnn import CNN, CNNSettings
+from training.models.dlrm import DLRM, DLRMSettings
+from training.models.text_transformer import TextTransformer, TextTransformerSettings
 from training.models.wide_and_deep import WideAndDeep, WideAndDeepSettings
 
 MODELS: dict[str, tuple[type[Any], type[Model]]] = {
     "wide_and_deep": (WideAndDeepSettings, WideAndDeep),
+    "dlrm": (DLRMSettings, DLRM),
+    "text_transformer": (TextTransformerSettings, TextTransformer),
+    "cnn": (CNNSettings, CNN),
 }
 
 #: How a recipe writes a feature of a kind.

@@ -145,8 +145,7 @@ def _announce(world: World, loop: Loop) -> None:
     where = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     print(f"training: {world.size} {'rank' if world.size == 1 else 'ranks'} ({where}), snapshot {facts['snapshot']}, "
           f"global batch {facts['global_batch_size']:,}, steps {facts['step']:,} to {facts['steps']:,}, "
-          f"record in {facts['record']}",
-          file=sys.stderr, flush=True)  # fmt: skip
+          f"record in {facts['record']}", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def feed_facts(world: World, statistics: FeedStatistics, seconds: float) -> dict[str, float]:

@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from lakering.errors import SettingError, TrainingError
-from training.distributed import launch
+from recipes import read_recipe
+from training.distributed import World, launch
 from training.distributed.launcher import ancestors, is_orphan
 from training.distributed.peers import Peer, address_of, late_ranks, verdict
+from training.train import train, train_request
 
 HOST = socket.gethostname()
 
@@ -72,6 +74,15 @@ def test_a_process_whose_grandparent_is_killed_is_an_orphan():
         finally:
             for process in chain[:2]:
                 process.kill()
+
+
+def test_a_training_tells_at_its_start_what_it_trains_on(tmp_path, toy_writer, capsys):
+    toy = toy_writer(tmp_path)
+    run = train(World(), train_request(read_recipe(toy.recipe)))["run"]
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("training: "))
+    assert line.startswith(f"training: 1 rank (1 on {HOST} ")
+    assert f"snapshot {toy.manifest.id}, global batch 100, steps 0 to 14, record in " in line
+    assert line.endswith(f"runs/toy/{run}")
 
 
 def wait_until(condition, seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -90,13 +91,22 @@ def _on_spark(function: str, request: str, size: int, network_interface: str | N
         texts = horovod.spark.run(spark_rank, args=(function, request, stall_seconds), num_proc=size, use_gloo=True, verbose=0,
                                   nics={nics} if nics else None, executable=executable, start_timeout=120)  # fmt: skip
     except Exception as error:
-        raise TrainingError(f"a rank died, or could not be started: {error}") from error
+        raise lost_rank(str(error)) from error
     results = [json.loads(text) for text in texts]
     failures = [found for found in results if "error" in found]
     # When one rank fails, the others fail for want of it: the one that names its reason is shown.
     for found in sorted(failures, key=lambda found: not found["ours"]):
         raise _from_json(json.loads(found["error"]))
     return {**results[0]["result"], "launch": describe("spark", size)}
+
+
+def lost_rank(text: str) -> TrainingError:
+    """What Horovod's text about ended processes means. The driver knows the rank; the ranks that saw it die, the host."""
+    found = re.search(r"Process name: (\d+)\s+Exit code: (-?\d+)", text)
+    if not found:
+        return TrainingError(f"a rank died, or could not be started: {text}")
+    return TrainingError(f"rank {found[1]} ended with exit code {found[2]}",
+                         next_step="the executors' standard error tells the host, on the line 'ending: ...'")  # fmt: skip
 
 
 def _validate_slots(context: Any, size: int) -> None:

@@ -56,7 +56,7 @@ def test_a_dry_run_tells_where_a_broken_run_would_go_on(write_toy):
 def test_a_dry_run_refuses_what_the_training_would_refuse(write_toy, monkeypatch):
     toy = write_toy()
     assert preview(toy, ranks=10)["training"]["ranks"] == 10
-    with pytest.raises(SettingError, match=r"training.lanes is 10: 11 ranks need at least as many"):
+    with pytest.raises(SettingError, match=r"cut into 10 lanes, and 11 ranks need one each"):
         preview(toy, ranks=11)
     with pytest.raises(InputError, match="no rows to train on"):
         preview(write_toy({"test": [[10]]}))

@@ -25,10 +25,11 @@ def with_content_hash(rows: DataFrame, contract: Contract) -> DataFrame:
     values = [quote_name(column.name) for column in columns]
     numbers = [f"{int(fingerprint(column.name, length=15), 16)}L" for column in columns]
     pairs = ", ".join(f"if({value} IS NULL, NULL, {number}), {value}" for value, number in zip(values, numbers, strict=True))
-    hashes = (f"xxhash64({literal(seed)}, {pairs})" for seed in ("first", "second"))
+    # Columns of their own: named four times below, they would else be worked out four times.
+    halves = {f"_half_{seed}": F.expr(f"xxhash64({literal(seed)}, {pairs})") for seed in ("first", "second")}
     # Padded where there is need: to pad every row took longer than to hash it.
-    halves = ", ".join(f"if({h} BETWEEN 0 AND {MAX_15_DIGITS}, lpad(hex({h}), 16, '0'), hex({h}))" for h in hashes)
-    return rows.withColumn(PROVENANCE[2], F.expr(f"unhex(concat({halves}))"))
+    digits = ", ".join(f"if({half} BETWEEN 0 AND {MAX_15_DIGITS}, lpad(hex({half}), 16, '0'), hex({half}))" for half in halves)
+    return rows.withColumns(halves).withColumn(PROVENANCE[2], F.expr(f"unhex(concat({digits}))")).drop(*halves)
 
 
 def with_rank_in_key(rows: DataFrame, contract: Contract, within: tuple[str, ...] = ()) -> DataFrame:

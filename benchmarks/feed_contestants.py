@@ -19,7 +19,7 @@ import tensorflow as tf
 from benchmarks import feed_peers
 from benchmarks.feed_child import NUM_ROW_GROUPS, build_feed
 from benchmarks.feed_table import Table, Tally, Work, flights, wide, write_many_row_groups, write_table
-from recipes.settings import Training
+from recipes.training import Training
 from training.distributed import World
 from training.feed import Batch, Feed
 from training.models import ModelColumns, build_model

@@ -13,8 +13,9 @@ from pydantic import Field
 from lakering.documents import Document, Settings, read_document, with_overrides
 from lakering.lake import Lake
 from lakering.storage import Storage, StorageSettings
-from recipes.settings import Evaluation, Examples, FeedSettings, ModelSettings, Name, TableSettings, Training
+from recipes.settings import Examples, Name, TableSettings
 from recipes.settings import Storage as StorageSection
+from recipes.training import Evaluation, FeedSettings, ModelSettings, Training
 from schemas import Contract, read_contract
 
 DEFAULT_LAKE = "lake"

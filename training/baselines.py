@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lakering.lake import Lake
 from lakering.manifest import Manifest
-from recipes.settings import Evaluation
+from recipes.training import Evaluation
 from training.feed import Batch, Feed, Order
 from training.feed.plan import default_lanes
 from training.metrics import Metrics, build_metrics

@@ -13,7 +13,7 @@ from lakering.lake import Lake
 from lakering.manifest import Manifest, read_manifest, validate_files
 from lakering.record import write_record
 from recipes import Recipe
-from recipes.settings import Evaluation, ImageSettings
+from recipes.training import Evaluation, ImageSettings
 from training.baselines import base_rate_metrics, tree_metrics
 from training.distributed import World
 from training.export import newest_run, read_images, read_model

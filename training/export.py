@@ -7,7 +7,7 @@ from typing import Any
 
 from lakering.errors import StageError
 from lakering.lake import RUNS, Lake
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from training.checkpoint import Arrays, read_arrays, write_arrays
 from training.loop import set_weights
 from training.models import Model, ModelColumns, build_model

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lakering.errors import TrainingError
 from lakering.lake import Lake
-from recipes.settings import Training
+from recipes.training import Training
 from training.checkpoint import Arrays, Checkpoint, hash_arrays, write_checkpoint
 from training.distributed import World
 from training.feed import Batch, Feed
@@ -148,16 +148,19 @@ class Loop:
         metrics = evaluate(self.world, self.validation, self.model, predictor)
         return {f"validation_{name}": value for name, value in metrics.figures().items()}
 
-    def save(self) -> None:
-        """Writes the log of steps, then a checkpoint; on rank 0, with its error raised on all."""
+    def capture(self) -> Checkpoint:
+        """All that ``restore`` takes up, copied: the next step does not change it."""
         progress = self.progress
         facts = {"epoch": progress.epoch, "step": progress.step, "global_step": progress.global_step,
                  "epochs": plain(progress.epochs), **self.made_from}  # fmt: skip
+        return Checkpoint(self.weights(), self.slots(), facts)
+
+    def save(self) -> None:
+        """Writes the log of steps, then a checkpoint; on rank 0, with its error raised on all."""
 
         def write() -> str:
             self.steps.flush()
-            checkpoint = Checkpoint(self.weights(), self.slots(), facts)
-            return write_checkpoint(self.lake, self.run, checkpoint, keep=self.settings.keep_checkpoints)
+            return write_checkpoint(self.lake, self.run, self.capture(), keep=self.settings.keep_checkpoints)
 
         self.world.from_first("checkpoint", write)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from recipes.settings import Training
+from recipes.training import Training
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 #: The papers' own: LAMB's epsilon, and what LARS multiplies a layer's ratio with (eta).

@@ -7,7 +7,7 @@ from collections import Counter
 from lakering.lake import Lake
 from lakering.record import read_record
 from lakering.summary import Summary
-from recipes.settings import Evaluation, Training
+from recipes.training import Evaluation, Training
 from training.checkpoint import newest_checkpoint
 from training.distributed import World
 from training.evaluate import FIGURES, choose_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lakering.errors import SettingError
-from recipes.settings import Training
+from recipes.training import Training
 
 MAX_FACTOR = 1_000_000
 

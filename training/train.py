@@ -25,7 +25,7 @@ from lakering.names import code_version, fingerprint
 from lakering.record import LOCK, read_record, write_record
 from lakering.storage import Storage, StorageSettings
 from recipes import Recipe
-from recipes.settings import Training
+from recipes.training import Training
 from training.checkpoint import Checkpoint, newest_checkpoint
 from training.distributed import World
 from training.export import FOLDER, JSON, write_model

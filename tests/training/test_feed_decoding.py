@@ -14,7 +14,7 @@ import pytest
 from lakering.errors import IntegrityError, SettingError
 from lakering.manifest import Column
 from recipes import read_recipe
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from tests.training.test_feed_images import png
 from training.feed import Feed, Order
 from training.feed.adapters import tf_dataset

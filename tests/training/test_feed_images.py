@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lakering.errors import IntegrityError
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from training.feed.images import center_box, decode_images, random_box
 
 GREY, COLOUR, PALETTE, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 3, 4, 6

@@ -12,7 +12,7 @@ import pytest
 
 from lakering.errors import IntegrityError, SettingError
 from lakering.manifest import Column
-from recipes.settings import Evaluation
+from recipes.training import Evaluation
 from training.baselines import base_rate_metrics, tree_metrics
 from training.feed import Feed, Order
 from training.models import ModelColumns, build_model

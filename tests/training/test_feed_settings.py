@@ -12,7 +12,7 @@ from lakering.errors import SettingError, TrainingError
 from lakering.record import read_record
 from lakering.summary import Summary
 from recipes import read_recipe
-from recipes.settings import Training
+from recipes.training import Training
 from training.checkpoint import newest_checkpoint
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from lakering.errors import SettingError
 from recipes import read_recipe
-from recipes.settings import Training
+from recipes.training import Training
 from training.models import Features, ModelColumns, build_model, read_model_section
 from training.models.base import FloatColumn, IdColumn, Label
 from training.models.dropout import Dropout, row_keys

@@ -12,7 +12,7 @@ from PIL import Image
 from lakering.errors import SettingError
 from lakering.manifest import Column
 from recipes import read_recipe
-from recipes.settings import ImageSettings, Training
+from recipes.training import ImageSettings, Training
 from tests.training.cells import with_cells
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lakering.errors import SettingError
 from recipes import read_recipe
-from recipes.settings import Training
+from recipes.training import Training
 from training.checkpoint import list_checkpoints, read_checkpoint
 from training.distributed import World
 from training.feed import Feed, Order

@@ -10,7 +10,7 @@ import pytest
 from lakering.errors import SettingError
 from lakering.summary import Summary
 from recipes import read_recipe
-from recipes.settings import LearningRateScaling, StepDecay, Training
+from recipes.training import LearningRateScaling, StepDecay, Training
 from training.preview import preview_training
 from training.schedules import derive, learning_rate, with_scaled_batch
 from training.train import train_request

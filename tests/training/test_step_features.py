@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from lakering.manifest import Column
-from recipes.settings import ImageSettings, Training
+from recipes.training import ImageSettings, Training
 from tests.training.cells import with_cells
 from training.distributed import World
 from training.feed import Feed, Order

@@ -12,7 +12,7 @@ import pytest
 from lakering.errors import InputError, IntegrityError, StageError, TrainingError
 from lakering.record import read_record
 from recipes import read_recipe
-from recipes.settings import Training
+from recipes.training import Training
 from training.checkpoint import list_checkpoints
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request

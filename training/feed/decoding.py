@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from training.feed.batch import Batch
 from training.feed.blocks import Part, room_for
 from training.feed.images import decode_images

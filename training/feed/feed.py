@@ -18,7 +18,7 @@ from lakering.errors import SettingError, nearest
 from lakering.lake import Lake
 from lakering.manifest import Manifest
 from lakering.names import fingerprint
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from training.feed import plan
 from training.feed.ahead import Fill, Loading, Piece, ReadAhead
 from training.feed.arena import Arena

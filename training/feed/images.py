@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.Image import Transpose
 
 from lakering.errors import IntegrityError
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from training.feed.random import random_units
 
 Box = tuple[float, float, float, float]

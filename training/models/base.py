@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from lakering.errors import IntegrityError
 from lakering.manifest import Manifest
-from recipes.settings import ImageSettings
+from recipes.training import ImageSettings
 from training.models.dropout import Dropout
 
 QUANTILE = re.compile(r"[qp]_?(\d+(?:[._]\d+)?)")

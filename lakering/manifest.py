@@ -66,7 +66,8 @@ class Column:
 class Manifest:
     """See the module's text. ``statistics`` maps a float column to its count, mean, std, min, max and quantiles on the
     train split, an array to those of its elements; ``table`` is the table's folder relative to the lake's root;
-    ``version`` is Delta's (None: Parquet)."""
+    ``version`` is Delta's (None: Parquet). ``classes`` are the names of a multi-class label's numbers; the label's statistics
+    hold the share of each (see ``share_name``)."""
 
     recipe: str
     build: str
@@ -74,12 +75,17 @@ class Manifest:
     version: int | None
     columns: tuple[Column, ...]
     label: str
-    label_kind: Literal["binary", "regression"]
+    label_kind: Literal["binary", "multiclass", "regression"]
     weight: str | None
     statistics: dict[str, dict[str, float]]
     contracts: dict[str, str]
     row_groups: pa.Table
     row_id: str = "row_id"
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:  # a list, when it comes from JSON
+            object.__setattr__(self, "classes", tuple(self.classes))
 
     @property
     def id(self) -> str:
@@ -87,7 +93,8 @@ class Manifest:
 
     @property
     def schema_hash(self) -> str:
-        return fingerprint([asdict(c) for c in self.columns] + [self.label, self.label_kind, self.weight, self.row_id])
+        classes = [self.classes] if self.classes else []
+        return fingerprint([asdict(c) for c in self.columns] + [self.label, self.label_kind, self.weight, self.row_id, *classes])
 
     @property
     def float_columns(self) -> tuple[str, ...]:
@@ -125,7 +132,9 @@ class Manifest:
         return self.row_groups.filter(pa.compute.equal(self.row_groups["split"].cast(pa.string()), name))
 
     def _identity(self) -> dict[str, Any]:
-        facts = {name: value for name, value in self.__dict__.items() if name != "row_groups"}
+        # Without classes as before there were any: a snapshot keeps its name.
+        left_out = ("row_groups",) if self.classes else ("row_groups", "classes")
+        facts = {name: value for name, value in self.__dict__.items() if name not in left_out}
         return {**facts, "columns": [asdict(column) for column in self.columns], "format": FORMAT}
 
     def _row_group_bytes(self) -> bytes:
@@ -141,6 +150,11 @@ class Manifest:
         lake.storage.write(content, *folder, ROW_GROUPS)
         lake.storage.write_json(facts, *folder, JSON)
         return self.id
+
+
+def share_name(number: int) -> str:
+    """Under what the label's statistics hold the share of a class."""
+    return f"share_{number}"
 
 
 def read_manifest(lake: Lake, recipe: str, snapshot_id: str | None = None) -> Manifest:

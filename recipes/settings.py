@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
@@ -75,13 +76,33 @@ class TableSettings(Settings):
 
 
 class Predict(Settings):
-    """What is predicted, when, and for which rows."""
+    """What is predicted, when, and for which rows. A label of ``kind: multiclass`` is one of ``classes``, texts or whole
+    numbers: their order gives them the numbers 0, 1, ...; rows of any other value are left out, and counted."""
 
     label: str
-    kind: Literal["binary", "regression"] = "binary"
+    kind: Literal["binary", "multiclass", "regression"] = "binary"
+    classes: tuple[str, ...] | None = Field(None, min_length=2, max_length=1000)
     moment: str
     where: str | None = None
     weight: str | None = None
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _texts(cls, classes: Any) -> Any:
+        if not isinstance(classes, list | tuple):
+            return classes
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in classes]
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Predict:
+        if self.kind == "multiclass" and self.classes is None:
+            raise ValueError("kind: multiclass needs classes, the label's values, such as classes: [red, green, blue]")
+        if self.kind != "multiclass" and self.classes is not None:
+            raise ValueError(f"classes are of kind: multiclass; the label's kind is {self.kind}")
+        twice = [name for name, count in Counter(self.classes or ()).items() if count > 1]
+        if twice:
+            raise ValueError(f"classes name {', '.join(map(repr, twice))} more than once")
+        return self
 
 
 class FeatureColumn(Settings):

@@ -99,7 +99,7 @@ class Training(Settings):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0, description="the most that the norm of all gradients together may be")
     accumulate: Int = Field(1, ge=1, description="parts that a batch is worked through in, to save memory")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of binary labels: 0 and 1 become s/2 and 1 - s/2")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="0 and 1 become s/2 and 1 - s/2; of K classes each gets s/K")
     precision: Literal["float32", "float64"] = "float32"
     seed: Int = Field(17, ge=0)
     window: Int = Field(16, ge=1)

@@ -14,7 +14,7 @@ from recipes.training import Evaluation
 from training.feed import Batch, Feed, Order
 from training.feed.plan import default_lanes
 from training.metrics import Metrics, build_metrics
-from training.models import ModelColumns
+from training.models import Label, ModelColumns
 
 #: Histogram trees take categories of at most so many values; ids beyond go in as plain ordinals.
 MAX_CATEGORIES = 255
@@ -27,12 +27,13 @@ def _batches(lake: Lake, manifest: Manifest, split: str) -> Any:
 
 
 def base_rate_metrics(lake: Lake, manifest: Manifest, split: str) -> Metrics:
-    """Predicts the train split's mean for every row."""
+    """Predicts the train split's mean, or its shares of the classes, for every row."""
     label = ModelColumns.of(manifest).label
     metrics = build_metrics(label)
     with _batches(lake, manifest.only(), split) as batches:
         for batch in batches:
-            metrics.add(np.full(batch.num_rows, label.mean), batch.label, batch.weight)
+            rate = label.shares if label.num_classes else label.mean
+            metrics.add(np.full((batch.num_rows, *np.shape(rate)), rate), batch.label, batch.weight)
     return metrics
 
 
@@ -50,24 +51,37 @@ def tree_metrics(lake: Lake, manifest: Manifest, settings: Evaluation, seed: int
     sizes = [int(c.num_ids or 0) for c in manifest.id_columns]
     categorical = [False] * len(manifest.float_columns) + [0 < n <= MAX_CATEGORIES for n in sizes]
     columns, target, weight = _rows(lake, manifest, "train", settings.max_tree_rows)
-    kind = HistGradientBoostingClassifier if label.kind == "binary" else HistGradientBoostingRegressor
+    kind = HistGradientBoostingRegressor if label.kind == "regression" else HistGradientBoostingClassifier
     trees = kind(max_iter=300, early_stopping=True, random_state=seed, categorical_features=np.array(categorical))
     held_out: dict[str, Any] = {}
     if manifest.num_rows.get("validation") and settings.split != "validation":
         names = ("X_val", "y_val", "sample_weight_val")
-        held_out = dict(zip(names, _rows(lake, manifest, "validation", settings.max_tree_rows), strict=True))
+        rows, truth, weights = _rows(lake, manifest, "validation", settings.max_tree_rows)
+        # Of a class that the rows for training lack, scikit-learn cannot tell the loss.
+        known = np.isin(truth, target) if label.kind == "multiclass" else np.ones(len(truth), bool)
+        held_out = dict(zip(names, (rows[known], truth[known], weights if weights is None else weights[known]), strict=True))
     trees.fit(columns, target, sample_weight=weight, **held_out)
     metrics = build_metrics(label)
     with _batches(lake, manifest, settings.split) as batches:
         for batch in batches:
-            rows = _columns(batch)
-            predictions = trees.predict_proba(rows)[:, 1] if label.kind == "binary" else trees.predict(rows)
-            metrics.add(predictions, batch.label, batch.weight)
+            metrics.add(_predictions(trees, _columns(batch), label), batch.label, batch.weight)
     ordinals = [c.name for c, n in zip(manifest.id_columns, sizes, strict=True) if n > MAX_CATEGORIES]
     facts = {"trees": int(trees.n_iter_), "trained_on_rows": len(target), "stopped_on": "validation" if held_out else "train",
              "ids_as_categories": sum(categorical),
              "ids_as_ordinals": ordinals, **({"left_out": left_out} if left_out else {})}  # fmt: skip
     return metrics, facts
+
+
+def _predictions(trees: Any, rows: npt.NDArray[np.float32], label: Label) -> npt.NDArray[np.float64]:
+    if label.kind == "regression":
+        return np.asarray(trees.predict(rows))
+    probabilities = np.asarray(trees.predict_proba(rows))
+    if label.kind == "binary":
+        return probabilities[:, 1]
+    # A class that the trees were not shown has no column of theirs.
+    of_all = np.zeros((len(rows), label.num_classes))
+    of_all[:, trees.classes_.astype(int)] = probabilities
+    return of_all
 
 
 def _rows(lake: Lake, manifest: Manifest, split: str, limit: int) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray | None]:

@@ -87,7 +87,7 @@ def choose_model(world: World, lake: Lake, request: Request) -> tuple[str, Model
 
 def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
     """How the model compares with each baseline in the metric that counts, said in words."""
-    metric, better = ("auc", 1) if kind == "binary" else ("rmse", -1)
+    metric, better = {"binary": ("auc", 1), "multiclass": ("log_loss", -1), "regression": ("rmse", -1)}[kind]
     ours = figures["model"][metric]
     said = {}
     for name in figures.keys() - {"model"}:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lakering.lake import Lake
-from training.metrics import BinaryMetrics, Metrics, RegressionMetrics
+from training.metrics import BinaryMetrics, Metrics, MulticlassMetrics, RegressionMetrics
 from training.models.base import Label
 
 STYLE = """
@@ -119,6 +121,9 @@ def _quality_plots(findings: Findings) -> list[tuple[str, str]]:
         named = {name: m for name, m in findings.contestants.items() if isinstance(m, BinaryMetrics)}
         return [("ROC", _roc_plot(named)), ("Calibration", _calibration_plot(named))]
     model = findings.contestants["model"]
+    if isinstance(model, MulticlassMetrics):
+        confusion = model.confusion
+        return [] if confusion is None else [("Confusion", _confusion_plot(confusion, findings.label.classes))]
     assert isinstance(model, RegressionMetrics)
     return [("Predicted and actual", _actual_plot(model)), ("Residuals", _residual_plot(model))]
 
@@ -132,14 +137,42 @@ def _roc_plot(named: dict[str, BinaryMetrics]) -> str:
 
 
 def _calibration_plot(named: dict[str, BinaryMetrics]) -> str:
-    figure, axes = _axes("Calibration", "mean prediction", "share of positives")
+    """Each contestant's groups of equal weight with their 95% intervals; below, how the model's predictions lie."""
+    figure = Figure(figsize=(5.2, 5.2), dpi=90, layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.set(title="Calibration", ylabel="share of positives (bars: 95%)")
     most = 0.0
     for name, metrics in named.items():
-        groups = np.array(metrics.calibration()).reshape(-1, 3)
-        axes.plot(groups[:, 0], groups[:, 1], "o-", ms=3, label=name)
+        groups = np.array(metrics.calibration()).reshape(-1, 5)
+        predicted, actual, low, high, _ = groups.T
+        axes.errorbar(predicted, actual, np.maximum([actual - low, high - actual], 0), fmt="o-", ms=3, elinewidth=0.8, label=name)
         most = max(most, groups[:, :2].max(initial=0.0))
     axes.plot([0, most], [0, most], "k:", lw=1)
     axes.legend()
+    edges, counts = named["model"].predictions()
+    below.stairs(counts, edges, fill=True, alpha=0.7)
+    below.set(xlabel="mean prediction", ylabel="weight")
+    each = [group.weight for group in named["model"].calibration()]
+    below.set_title(f"the model's predictions: {sum(each):,.0f}, each point above {np.median(each or [0.0]):,.0f}", fontsize=8)
+    for part in (axes, below):
+        part.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _confusion_plot(confusion: npt.NDArray[np.float64], classes: Sequence[str]) -> str:
+    """Of each class, the share of its weight that is told to be of each."""
+    many = len(classes) > 10
+    figure, axes = _axes("Confusion: shares of each class", "told", "actual", (8, 7) if many else (5.2, 4.4))
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1e-300)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.grid(False)
+    for side in (axes.set_xticks, axes.set_yticks):
+        side(range(len(classes)), classes, fontsize=7 if many else 9)
+    axes.tick_params(axis="x", rotation=90 if many else 0)
+    if not many:
+        for (row, column), share in np.ndenumerate(shares):
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
+    figure.colorbar(image)
     return _png(figure)
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from training.accumulate import sum_in_parts
 from training.distributed import World
 from training.feed import Batch
-from training.models import Features, Model, ModelColumns
+from training.models import Features, Label, Model, ModelColumns
 from training.models.dropout import Dropout, row_keys
 from training.optimizers import Optimizer
 
@@ -33,7 +33,7 @@ class Step:
 
     A rank's rows are worked through in ``accumulate`` parts. The mean is clipped to ``clip_norm``, the norm of all gradients
     together (Pascanu, Mikolov, Bengio 2013); the norm that is told is from before. ``label_smoothing`` s mixes a binary label
-    with the even odds: (1 - s) label + s / 2 (Szegedy et al. 2016)."""
+    with the even odds, (1 - s) label + s / 2, and gives each of K classes s / K (Szegedy et al. 2016)."""
 
     def __init__(self, model: Model, optimizer: Optimizer, world: World, seed: int, *, accumulate: int = 1,
                  clip_norm: float | None = None, label_smoothing: float = 0.0) -> None:  # fmt: skip
@@ -46,7 +46,7 @@ class Step:
             features = _features(model.columns, floats, ids, cells)
             with tf.GradientTape() as tape:
                 scores = model.scores(features, Dropout(keys))
-                losses = model.losses(scores, _smoothed(tf.cast(label, scores.dtype), label_smoothing))
+                losses = model.losses(scores, _target(label, label_smoothing, model.columns.label, scores.dtype))
                 weights = tf.cast(weight, losses.dtype)
                 total = tf.reduce_sum(losses * weights)
             gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables, unconnected_gradients="zero")]
@@ -110,10 +110,13 @@ _LABELLED = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32
 _RATES = [tf.TensorSpec([3], tf.float64), tf.TensorSpec([], tf.float32)]
 
 
-def _smoothed(label: tf.Tensor, smoothing: float) -> tf.Tensor:
+def _target(label: tf.Tensor, smoothing: float, facts: Label, dtype: tf.DType) -> tf.Tensor:
+    """What a score is held against: the label, smoothed; of several classes then the share of each, [rows, classes]."""
     if not smoothing:
-        return label
-    return label * tf.constant(1 - smoothing, label.dtype) + tf.constant(smoothing / 2, label.dtype)
+        return label if facts.num_classes else tf.cast(label, dtype)  # a small float type would not hold a class's number
+    if facts.num_classes:
+        label = tf.one_hot(tf.cast(label, tf.int32), facts.num_classes)
+    return tf.cast(label, dtype) * tf.constant(1 - smoothing, dtype) + tf.constant(smoothing / (facts.num_classes or 2), dtype)
 
 
 def _numbers(columns: ModelColumns) -> list[tf.TensorSpec]:

@@ -197,9 +197,9 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
         raise SettingError(f"training.drop_last leaves no batch: the {train_feed.num_rows:,} rows of train are fewer than "
                            f"training.global_batch_size {settings.global_batch_size:,}")  # fmt: skip
     columns = ModelColumns.of(manifest, settings.images)
-    if settings.label_smoothing and columns.label.kind != "binary":
+    if settings.label_smoothing and columns.label.kind == "regression":
         raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and label {columns.label.name!r} is not "
-                           "binary", next_step="leave label_smoothing out: it is for labels of 0 and 1")  # fmt: skip
+                           "binary", next_step="leave it out: it is for labels of 0 and 1, or of classes")  # fmt: skip
     model = build_model(request["model"], columns, seed=settings.seed, precision=settings.precision)
     # The memory cache is the training's: what validation would keep is given back after each of its passes.
     cache = "none" if request["feed"]["cache"] == "memory" else request["feed"]["cache"]

@@ -19,7 +19,7 @@ from etl.transforms.selection import DROPPED, REASONS
 from etl.transforms.splits import SPLIT
 from etl.transforms.statistics import Moments, fill_expressions, fit_moments, fit_quantiles, float32, indicator
 from lakering.errors import InputError
-from lakering.manifest import SPLITS, Column
+from lakering.manifest import SPLITS, Column, share_name
 
 Stage = Callable[[str, DataFrame], DataFrame]
 _LABEL = "label"
@@ -100,6 +100,7 @@ def _encode(plan: Plan, joined: DataFrame, stage: Stage, counts: dict[str | None
     columns += [Column(name, "id", num_ids(settings, sizes.get(name, 0))) for name, settings in ids.items()]
     columns += kinds.written_columns(plan, sizes)
     by_split = {s: _figures(m, fills, indicators) | kinds.array_figures(plan, m, train) for s, m in moments.items()}
+    by_split["train"][_LABEL] |= _class_shares(plan, only_train, num_rows["train"])
     facts = {
         "columns": columns,
         "rows_read": sum(counts.values()),
@@ -125,6 +126,20 @@ def _told(plan: Plan, moments: dict[str, dict[str, Moments]], floats: list[str])
         "texts": kinds.text_facts(plan, moments),
         "images": kinds.image_facts(plan, moments),
     }
+
+
+def _class_shares(plan: Plan, train: DataFrame, num_rows: int) -> dict[str, float]:
+    """Of a multi-class label the share of each class in train. Raises InputError for a class that has no row there."""
+    classes = plan.examples.predict.classes
+    if classes is None:
+        return {}
+    found = {int(row[_LABEL]): row["count"] for row in train.groupBy(_LABEL).count().collect()}
+    missing = [name for number, name in enumerate(classes) if number not in found]
+    if missing:
+        raise InputError(f"recipe '{plan.recipe.name}': the train split has no row of {len(missing)} of {len(classes)} classes: "
+                         f"{', '.join(map(repr, missing[:10]))}{', ...' if len(missing) > 10 else ''}",
+                         next_step="take them out of examples.predict.classes, or move the bounds of examples.split")  # fmt: skip
+    return {share_name(number): found[number] / num_rows for number in range(len(classes))}
 
 
 def _dropped(counts: dict[str | None, int]) -> dict[str, int]:

@@ -27,6 +27,7 @@ Keep = Callable[[DataFrame], DataFrame]
 NUMBERS = (T.NumericType, T.BooleanType)
 #: Fractional numbers are no ids: 0.1 + 0.2 is not 0.3.
 FRACTIONS = (T.FloatType, T.DoubleType, T.DecimalType)
+CLASSES = (T.StringType, T.IntegralType)
 NESTED = (T.BinaryType, T.ArrayType)
 
 
@@ -43,10 +44,15 @@ def select_examples(plan: Plan, rows: DataFrame) -> DataFrame:
         )
     if predict.kind == "regression" and not isinstance(kind, T.NumericType):
         raise plan.recipe.document.error((*at, "label"), f"a regression label is a number, this one is {kind.simpleString()}")
+    if predict.kind == "multiclass" and not isinstance(kind, CLASSES):
+        raise plan.recipe.document.error(
+            (*at, "label"), f"a multiclass label is a text or a whole number, this one is {kind.simpleString()}"
+        )
     moment = evaluate(plan, rows, plan.moment, (*at, "moment"), (T.TimestampType, T.DateType), "a timestamp")
     where = evaluate(plan, rows, plan.where, (*at, "where"), (T.BooleanType,), "a condition") if plan.where else None
     weight = evaluate(plan, rows, plan.weight, (*at, "weight"), (T.NumericType,), "a number") if plan.weight else None
-    return with_prediction(rows, label=label, moment=moment, where=where, weight=weight, label_known=plan.label_known)
+    return with_prediction(rows, label=label, moment=moment, where=where, weight=weight, label_known=plan.label_known,
+                           classes=predict.classes or ())  # fmt: skip
 
 
 def project_examples(plan: Plan, rows: DataFrame) -> DataFrame:

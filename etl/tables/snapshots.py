@@ -48,6 +48,7 @@ def build_manifest(lake: Lake, recipe: str, build_id: str | None = None, *, dry_
         columns=tuple(Column(**column) for column in build["columns"]),
         label="label",
         label_kind=build["label_kind"],
+        classes=build.get("classes"),
         weight=build["weight"],
         statistics=build["statistics"],
         contracts=build["contracts"],

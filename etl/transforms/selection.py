@@ -12,13 +12,16 @@ from etl.transforms.point_in_time import MOMENT, finite, micros
 
 DROPPED = "_dropped"
 #: Why a row became no example, in the order in which it is judged.
-REASONS = ("where", "no_moment", "no_label", "no_weight", "label_known_before", "no_image")
+REASONS = ("where", "no_moment", "no_label", "unknown_class", "no_weight", "label_known_before", "no_image")
 
 
 def with_prediction(rows: DataFrame, *, label: Expr, moment: Expr, where: Expr | None, weight: Expr | None,
-                    label_known: Sequence[str]) -> DataFrame:  # fmt: skip
+                    label_known: Sequence[str], classes: Sequence[str] = ()) -> DataFrame:  # fmt: skip
     """Adds ``label`` (and ``weight``) as float32, ``_moment`` in microseconds, and ``_dropped``: null for an example, else
-    one of ``REASONS``. A row whose label was already known at the moment is no prediction."""
+    one of ``REASONS``. A row whose label was already known at the moment is no prediction. With ``classes`` the label is the
+    number of the one that its value names as a text, and -1 for any other."""
+    if classes:
+        label = F.array_position(F.array(*map(F.lit, classes)), label.cast("string")) - 1
     values = {"label": _float32(label), MOMENT: micros([moment])}
     if weight is not None:
         values["weight"] = F.when(finite(weight) >= 0, _float32(weight))
@@ -28,6 +31,7 @@ def with_prediction(rows: DataFrame, *, label: Expr, moment: Expr, where: Expr |
         F.when(~F.coalesce(F.col("_where"), F.lit(False)), "where")
         .when(F.col(MOMENT).isNull(), "no_moment")
         .when(F.col("label").isNull(), "no_label")
+        .when(F.col("label") < 0 if classes else F.lit(False), "unknown_class")
         .when(F.col("weight").isNull() if weight is not None else F.lit(False), "no_weight")
         .when(F.col("_label_known") <= F.col(MOMENT), "label_known_before")
     )

@@ -142,3 +142,20 @@ def test_colliding_row_ids_are_hashed_again_in_key_order(spark):
     for order in (keys, keys[::-1]):
         rows = spark.createDataFrame([(k,) for k in order], "k int").repartition(3)
         assert {r["k"]: r["row_id"] for r in with_row_ids(rows, ["k"], weak).collect()} == expected
+
+
+def test_a_label_of_several_classes_is_its_number_and_other_values_are_left_out(spark, tmp_path):
+    """Whole numbers are named by their digits; the numbers follow the order of the list."""
+    predict = {"label": "late", "kind": "multiclass", "classes": [20, 5, "-1"], "moment": "starts - interval 1 hour"}
+    late = [5, 20, 20, 5, -1, 7, None, 20]
+    rows, facts = build(spark, tmp_path, [trip(i, TRAIN if i < 7 else TEST, late=value) for i, value in enumerate(late)],
+                        predict=predict)  # fmt: skip
+    assert {i: row["label"] for i, row in rows.items()} == {0: 1.0, 1: 0.0, 2: 0.0, 3: 1.0, 4: 2.0, 7: 0.0}
+    assert facts["dropped"] == {"no_label": 1, "unknown_class": 1}
+    shares = facts["statistics"]["label"]
+    assert [shares[f"share_{k}"] for k in range(3)] == [0.4, 0.4, 0.2]
+    with pytest.raises(InputError, match=r"the train split has no row of 1 of 4 classes: '99'"):
+        build(spark, tmp_path, [trip(i, TRAIN, late=value) for i, value in enumerate(late)],
+              predict={**predict, "classes": [20, 5, -1, 99]})  # fmt: skip
+    with pytest.raises(SettingError, match=r"a multiclass label is a text or a whole number, this one is double"):
+        build(spark, tmp_path, [trip(1, TRAIN)], predict={**predict, "label": "fare"})

@@ -21,6 +21,7 @@ from lakering.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 
+CLASSES = ("low", "middle", "high")
 RECIPE = """
 name: toy
 lake: lake
@@ -28,7 +29,7 @@ tables:
   toy: {{contract: toy.yaml, sources: [{{files: toy.csv, format: csv}}]}}
 examples:
   from: toy
-  predict: {{label: "y", kind: {kind}, moment: "t"}}
+  predict: {{label: "y", kind: {kind}{classes}, moment: "t"}}
   features: [{{column: x0}}]
   split: {{by: hash, of: [k]}}
 model: {{name: wide_and_deep, hidden: [16, 8], dropout: 0.2, embedding_dropout: 0.1, max_embedding: 4}}
@@ -75,13 +76,15 @@ def write_toy_into(
     folder: Path,
     sizes: dict[str, list[list[int]]] | None = None,
     *,
-    kind: Literal["binary", "regression"] = "binary",
+    kind: Literal["binary", "multiclass", "regression"] = "binary",
     weight: bool = False,
     nan_in_train_row: int | None = None,
 ) -> Toy:
     """Writes a lake with a table of known rows: ``sizes`` are the row groups' rows of each file of each split."""
     sizes = sizes or {"train": [[130, 70], [90, 110, 50], [200]], "validation": [[150]], "test": [[120, 180]]}
-    (folder / "toy.yaml").write_text(RECIPE.format(kind=kind))
+    (folder / "toy.yaml").write_text(
+        RECIPE.format(kind=kind, classes=f", classes: [{', '.join(CLASSES)}]" if kind == "multiclass" else "")
+    )
     lake = Lake(Storage(str(folder / "lake")))
     random = np.random.default_rng(5)
     rows: dict[str, dict[str, np.ndarray]] = {}
@@ -108,7 +111,8 @@ def write_toy_into(
         recipe="toy", build="b1", table="examples/toy/b1/table", version=None,
         columns=(Column("x0", "float"), Column("x1", "float"), Column("a", "id", 6), Column("b", "id", 300)),
         label="y", label_kind=kind, weight="w" if weight else None,
-        statistics={name: statistics_of(learnt[name]) for name in ("x0", "x1", "y")},
+        statistics={name: statistics_of(learnt[name]) for name in ("x0", "x1")} | {"y": label_statistics(learnt["y"], kind)},
+        classes=CLASSES if kind == "multiclass" else None,
         contracts={"toy": "1.0.0"}, row_groups=pa.Table.from_pylist(groups, schema=ROW_GROUP_SCHEMA))  # fmt: skip
     manifest.write(lake)
     return Toy(folder, lake, manifest, rows)
@@ -121,7 +125,9 @@ def toy_rows(random: np.random.Generator, rows: int, first_id: int, kind: str, w
     b = random.integers(1, 300, rows).astype(np.int32)
     truth = 0.8 * (x0 - 3) - x1 + (a - 3) * 0.5
     noise = random.logistic(0, 1, rows)
-    y = (truth + noise > 0 if kind == "binary" else 50 + 10 * (truth + 0.3 * noise)).astype(np.float32)
+    numbers = {"binary": truth + noise > 0, "multiclass": np.digitize(truth + noise, (-1.5, 0.5)),
+               "regression": 50 + 10 * (truth + 0.3 * noise)}  # fmt: skip
+    y = numbers[kind].astype(np.float32)
     columns = {"x0": x0, "x1": x1, "a": a, "b": b, "y": y, "row_id": np.arange(first_id, first_id + rows, dtype=np.int64)}
     return {**columns, "w": random.uniform(0.5, 2, rows).astype(np.float32)} if weight else columns
 
@@ -133,6 +139,11 @@ def write_row_groups(path: Path, columns: dict[str, np.ndarray], counts: list[in
         for rows in counts:
             writer.write_table(table.slice(start, rows), row_group_size=max(rows, 1))
             start += rows
+
+
+def label_statistics(values: np.ndarray, kind: str) -> dict[str, float]:
+    shares = {f"share_{k}": float(np.mean(values == k)) for k in range(len(CLASSES))} if kind == "multiclass" else {}
+    return statistics_of(values) | shares
 
 
 def statistics_of(values: np.ndarray) -> dict[str, float]:

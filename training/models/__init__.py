@@ -6,7 +6,7 @@ from typing import Any
 
 from lakering.errors import SettingError, nearest
 from recipes.recipe import Recipe
-from training.models.base import Features, Model, ModelColumns
+from training.models.base import Features, Label, Model, ModelColumns
 from training.models.cnn import CNN, CNNSettings
 from training.models.dlrm import DLRM, DLRMSettings
 from training.models.text_transformer import TextTransformer, TextTransformerSettings
@@ -22,7 +22,7 @@ MODELS: dict[str, tuple[type[Any], type[Model]]] = {
 #: How a recipe writes a feature of a kind.
 _FEATURE = {"array": "as: array", "tokens": "as: text", "image": "as: image"}
 
-__all__ = ["MODELS", "Features", "Model", "ModelColumns", "build_model", "read_model_section"]
+__all__ = ["MODELS", "Features", "Label", "Model", "ModelColumns", "build_model", "read_model_section"]
 
 
 def read_model_section(recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lakering.errors import IntegrityError
-from lakering.manifest import Manifest
+from lakering.manifest import Manifest, share_name
 from recipes.training import ImageSettings
 from training.models.dropout import Dropout
 
@@ -51,12 +51,20 @@ class BinaryColumn:
 
 @dataclass(frozen=True)
 class Label:
-    """``mean`` and ``std`` are the train split's: a base rate, or what a regression's label is normalised by."""
+    """``mean`` and ``std`` are the train split's: a base rate, or what a regression's label is normalised by. Of a label of
+    several classes, ``classes`` are their names and ``shares`` their shares of the train split; the label is a class's number."""
 
     name: str
-    kind: Literal["binary", "regression"]
+    kind: Literal["binary", "multiclass", "regression"]
     mean: float
     std: float
+    classes: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """0 but for a label of several classes."""
+        return len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,17 @@ class ModelColumns:
             raise IntegrityError(f"snapshot {manifest.id} holds no statistics of its label {manifest.label}")
         shapes = {name: (*settings.size, settings.channels) for name, settings in (images or {}).items()}
         binary = tuple(BinaryColumn(c.name, c.kind, shapes.get(c.name, c.shape), c.num_ids) for c in manifest.binary_columns)
-        return cls(floats, ids, Label(manifest.label, manifest.label_kind, facts["mean"], facts["std"] or 1.0), binary)
+        classes = manifest.classes or ()
+        shares = tuple(facts[share_name(number)] for number in range(len(classes)))
+        label = Label(manifest.label, manifest.label_kind, facts["mean"], facts["std"] or 1.0, classes, shares)
+        return cls(floats, ids, label, binary)
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> ModelColumns:
         floats = tuple(FloatColumn(**{**c, "edges": tuple(c["edges"])}) for c in facts["floats"])
         binary = tuple(BinaryColumn(**{**c, "shape": c["shape"] and tuple(c["shape"])}) for c in facts["binary"])
-        return cls(floats, tuple(IdColumn(**c) for c in facts["ids"]), Label(**facts["label"]), binary)
+        many = {name: tuple(facts["label"].get(name, ())) for name in ("classes", "shares")}
+        return cls(floats, tuple(IdColumn(**c) for c in facts["ids"]), Label(**{**facts["label"], **many}), binary)
 
     @property
     def names(self) -> list[str]:
@@ -122,8 +134,9 @@ class Features(NamedTuple):
 class Model(ABC):
     """A model: variables in a fixed order with unique names, and scores for rows.
 
-    A score is the log-odds of a binary label; of a regression's label, its distance from the mean in deviations. Rows are
-    independent of each other (no normalisation over a batch), so that ranks may share a batch in any way."""
+    A score is the log-odds of a binary label; of a regression's label, its distance from the mean in deviations; of a label of
+    several classes there is one for each, of which the softmax is its probability. Rows are independent of each other (no
+    normalisation over a batch), so that ranks may share a batch in any way."""
 
     columns: ModelColumns
     #: The kinds of columns, beside floats and ids, that the model takes: array, tokens, image.
@@ -142,10 +155,15 @@ class Model(ABC):
 
     @abstractmethod
     def scores(self, features: Features, dropout: Dropout | None = None) -> tf.Tensor:
-        """Scores of the rows: [rows]. ``dropout`` is None outside training."""
+        """Scores of the rows: [rows], or [rows, classes]. ``dropout`` is None outside training."""
 
     def losses(self, scores: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-        """Loss of each row: log loss, or the squared error in deviations."""
+        """Loss of each row: log loss, or the squared error in deviations. Of several classes the label is a class's number,
+        or (where labels are smoothed) the share of each class: [rows, classes]."""
+        if self.columns.label.kind == "multiclass":
+            if label.shape.rank == 1:
+                return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.cast(label, tf.int32), logits=scores)
+            return tf.nn.softmax_cross_entropy_with_logits(labels=tf.cast(label, scores.dtype), logits=scores)
         label = tf.cast(label, scores.dtype)
         if self.columns.label.kind == "binary":
             return tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=scores)
@@ -153,8 +171,11 @@ class Model(ABC):
         return tf.square(scores - (label - tf.cast(mean, scores.dtype)) / tf.cast(std, scores.dtype))
 
     def predictions(self, scores: npt.NDArray) -> npt.NDArray[np.float64]:
-        """Probabilities, or values in the label's own unit."""
+        """Probabilities ([rows, classes] of several), or values in the label's own unit."""
         scores = np.asarray(scores, np.float64)
+        if self.columns.label.kind == "multiclass":
+            odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+            return odds / odds.sum(axis=1, keepdims=True)
         if self.columns.label.kind == "binary":
             return 1 / (1 + np.exp(-scores))
         return self.columns.label.mean + self.columns.label.std * scores

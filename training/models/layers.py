@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from training.models.base import Features, FloatColumn, Label, ModelColumns
@@ -24,7 +25,7 @@ class Variables:
         self.all: list[tf.Variable] = []
         self._random = np.random.default_rng([seed, 0x77D])
 
-    def new(self, name: str, shape: tuple[int, ...], *, scale: float = 0.0, at: float = 0.0) -> tf.Variable:
+    def new(self, name: str, shape: tuple[int, ...], *, scale: float = 0.0, at: npt.ArrayLike = 0.0) -> tf.Variable:
         """Normally distributed around 0 with deviation ``scale``; without one, ``at`` everywhere."""
         value = self._random.standard_normal(shape) * scale if scale else np.full(shape, at)
         variable = tf.Variable(value, dtype=self.dtype, name=name)
@@ -69,17 +70,17 @@ class MLP:
 
 
 class Head:
-    """An MLP that ends in one score a row, which starts near the label's mean."""
+    """An MLP that ends in one score a row, or one for each class, which starts near the label's mean."""
 
     def __init__(self, variables: Variables, width: int, hidden: Sequence[int], dropout: float, label: Label) -> None:
         self._layers = MLP(variables, "dense", width, hidden, dropout)
         width = self._layers.width
-        self._weight = variables.new("out/weight", (width, 1), scale=(1 / max(width, 1)) ** 0.5)
-        self._bias = variables.new("out/bias", (), at=mean_score(label))
+        self._weight = variables.new("out/weight", (width, label.num_classes or 1), scale=(1 / max(width, 1)) ** 0.5)
+        self._bias = new_bias(variables, label)
 
     def __call__(self, values: tf.Tensor, dropout: Dropout | None) -> tf.Tensor:
-        """[rows, units] -> [rows]."""
-        return tf.squeeze(tf.matmul(self._layers(values, dropout), self._weight), axis=1) + self._bias
+        """[rows, units] -> [rows], or [rows, classes]."""
+        return biased(tf.matmul(self._layers(values, dropout), self._weight), self._bias)
 
 
 class Beside:
@@ -113,6 +114,19 @@ def embedded(tables: Sequence[tf.Variable], ids: tf.Tensor) -> list[tf.Tensor]:
 def embedding_size(num_ids: int, largest: int) -> int:
     """Dimensions by cardinality, fast.ai's rule of thumb (Howard, Gugger: fastai, 2020)."""
     return int(min(largest, max(1, round(1.6 * num_ids**0.56))))
+
+
+def new_bias(variables: Variables, label: Label) -> tf.Variable:
+    """The bias of scores, at the train split's: [classes] of several, else one number."""
+    if label.num_classes:
+        shares = np.log(np.maximum(label.shares, 1e-4))
+        return variables.new("out/bias", (label.num_classes,), at=shares - shares.mean())
+    return variables.new("out/bias", (), at=mean_score(label))
+
+
+def biased(values: tf.Tensor, bias: tf.Variable) -> tf.Tensor:
+    """[rows, scores of a row] with their bias: [rows, classes], or [rows] where a row has one score."""
+    return values + bias if bias.shape.rank else tf.squeeze(values, axis=1) + bias
 
 
 def mean_score(label: Label) -> float:

@@ -18,7 +18,7 @@ from lakering.documents import Settings
 from lakering.errors import SettingError, nearest
 from training.models.base import Features, Model, ModelColumns
 from training.models.dropout import Dropout
-from training.models.layers import EMBEDDING_SCALE, MLP, Variables, embedded, embedding_size, mean_score, normalised
+from training.models.layers import EMBEDDING_SCALE, MLP, Variables, biased, embedded, embedding_size, new_bias, normalised
 
 
 class WideAndDeepSettings(Settings):
@@ -44,14 +44,15 @@ class WideAndDeep(Model):
             made.new(f"embedding/{c.name}", (c.num_ids, embedding_size(c.num_ids, settings.max_embedding)), scale=EMBEDDING_SCALE)
             for c in columns.ids
         ]
-        self._wide_tables = [made.new(f"wide/{c.name}", (c.num_ids, 1)) for c in columns.ids]
-        self._cross_tables = [made.new(f"cross/{a}/{b}", (settings.cross_buckets, 1)) for a, b in settings.crosses]
+        scores = columns.label.num_classes or 1
+        self._wide_tables = [made.new(f"wide/{c.name}", (c.num_ids, scores)) for c in columns.ids]
+        self._cross_tables = [made.new(f"cross/{a}/{b}", (settings.cross_buckets, scores)) for a, b in settings.crosses]
         width = len(columns.floats) + len(self._code_column) + sum(int(table.shape[1]) for table in self._tables)
         self._layers = MLP(made, "dense", width, settings.hidden, settings.dropout)
         width = self._layers.width
-        self._out = made.new("out/weight", (width, 1), scale=(1 / max(width, 1)) ** 0.5)
-        self._wide_codes = made.new("wide/numbers", (len(self._code_column), 1))
-        self._bias = made.new("out/bias", (), at=mean_score(columns.label))
+        self._out = made.new("out/weight", (width, scores), scale=(1 / max(width, 1)) ** 0.5)
+        self._wide_codes = made.new("wide/numbers", (len(self._code_column), scores))
+        self._bias = new_bias(made, columns.label)
 
     @property
     def variables(self) -> Sequence[tf.Variable]:
@@ -69,7 +70,7 @@ class WideAndDeep(Model):
             ids = tf.concat(embedded(self._tables, features.ids), axis=1)
             deep.append(dropout.apply(ids, self._settings.embedding_dropout) if dropout is not None else ids)
         hidden = self._layers(tf.concat(deep, axis=1), dropout)
-        return tf.squeeze(tf.matmul(hidden, self._out) + tf.add_n(wide), axis=1) + self._bias
+        return biased(tf.matmul(hidden, self._out) + tf.add_n(wide), self._bias)
 
     def _set_numbers(self) -> None:
         """Constants of the numbers' codes: for each code its column, the edge where it starts and its width."""

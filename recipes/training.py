@@ -83,6 +83,16 @@ class LearningRateScaling(Settings):
     base_batch_size: Int = Field(ge=1)
 
 
+class EarlyStopping(Settings):
+    """The training ends after an epoch once ``metric``, of the validation split, has not got better by more than
+    ``min_delta`` for ``patience`` epochs. Which way is better is known of the metrics that are made here."""
+
+    metric: Name
+    patience: Int = Field(1, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+    better: Literal["higher", "lower"] | None = None
+
+
 class Training(Settings):
     """How the model is trained. ``lanes`` and ``window`` (row groups in a shuffle block) order the rows; neither
     depends on the number of ranks. ``lanes`` 0 means the largest divisor of the batch up to 1024."""
@@ -107,6 +117,7 @@ class Training(Settings):
     drop_last: bool = Field(False, description="leave out a short last batch")
     columns: tuple[Name, ...] | None = Field(None, min_length=1, description="the features to train on; all of them by default")
     images: dict[Name, ImageSettings] = Field({}, description="how image columns are decoded")
+    early_stopping: EarlyStopping | None = None
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
 

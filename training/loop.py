@@ -20,6 +20,7 @@ from lakering.lake import Lake
 from recipes.training import Training
 from training.checkpoint import Arrays, Checkpoint, hash_arrays, write_checkpoint
 from training.distributed import World
+from training.early_stopping import stopping_reason
 from training.feed import Batch, Feed
 from training.metrics import build_metrics
 from training.models import Model
@@ -84,7 +85,7 @@ class Loop:
         self.world.agree({**facts, "position": at, "weights": hash_arrays(self.weights(), self.slots())})
 
     def train(self) -> None:
-        """Runs to the last step of the last epoch.
+        """Runs to the last step of the last epoch, or until early stopping ends it after an epoch.
 
         Raises TrainingError when a loss is not finite, with the newest checkpoint from before it left in place."""
         self.steps = StepLog(self.lake, self.run, self.progress.global_step)
@@ -98,7 +99,7 @@ class Loop:
         hidden = self.world.rank != 0 or not sys.stderr.isatty()
         bar = tqdm(total=total, initial=self.progress.global_step, unit="step", disable=hidden)
         with bar, self.world.watch(), closing(self.feed):
-            while self.progress.epoch < self.settings.epochs:
+            while self.progress.epoch < self.settings.epochs and self.stopped_early() is None:
                 self._train_epoch(step, total, bar)
                 self._end_epoch(predictor)
 
@@ -139,7 +140,13 @@ class Loop:
         self.progress.epoch += 1
         self.progress.step = 0
         self.save()
-        self.validate_agreement()
+        self.validate_agreement(early_stopping=self.stopped_early() or "goes on")
+
+    def stopped_early(self) -> str | None:
+        """Why the training ends before its last epoch, in words."""
+        if self.progress.step or self.progress.epoch >= self.settings.epochs:
+            return None
+        return stopping_reason(self.settings.early_stopping, self.progress.epochs)
 
     def validate(self, predictor: Predictor) -> dict[str, float]:
         """The metrics of the validation split, over all ranks; empty without such a split."""

@@ -19,6 +19,8 @@ def add_training(summary: Summary, result: dict[str, Any]) -> None:
                 **record["derived"], steps=record["steps"], resumed_at=record["resumed_at"],
                 rows_per_second=timings["rows_per_second"], seconds=timings["seconds"],
                 waiting_for_input_share=timings["waiting_for_input_share"])  # fmt: skip
+    if stopped := record["metrics"].get("stopped_early"):
+        summary.add("training", early_stopping=stopped)
     names = ("bytes_read", "row_groups_read", "row_groups_read_by_another_rank_too", "cache_hits", "cache_misses",
              "images_skipped")  # fmt: skip
     summary.add("feed", **{name: timings[name] for name in names})

@@ -28,10 +28,12 @@ from recipes import Recipe
 from recipes.training import Training
 from training.checkpoint import Checkpoint, newest_checkpoint
 from training.distributed import World
+from training.early_stopping import validate_early_stopping
 from training.export import FOLDER, JSON, write_model
 from training.feed import Feed, FeedStatistics, Order
 from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
+from training.metrics import build_metrics
 from training.models import ModelColumns, build_model, read_model_section
 from training.schedules import derive, with_scaled_batch
 from training.step import set_threads
@@ -204,6 +206,9 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     # The memory cache is the training's: what validation would keep is given back after each of its passes.
     cache = "none" if request["feed"]["cache"] == "memory" else request["feed"]["cache"]
     validation = feed("validation", cache=cache) if manifest.num_rows.get("validation") else None
+    if settings.early_stopping is not None:
+        names = None if validation is None else build_metrics(columns.label).figures()
+        validate_early_stopping(settings.early_stopping, names)
     return Loop(world=world, lake=lake, run=lake.run(request["recipe"], run_id), model=model, settings=settings,
                 feed=train_feed, validation=validation, made_from=made_from)  # fmt: skip
 
@@ -246,7 +251,7 @@ def _finish(
     write_model(loop.lake, loop.run, loop.model, loop.weights(), section=request["model"], snapshot=manifest.id,
                 seed=settings.seed, precision=settings.precision, images=settings.images)  # fmt: skip
     timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
-    metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1]}
+    metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1], "stopped_early": loop.stopped_early()}
     return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),
                         steps=loop.progress.global_step, resumed_at=resumed_at)  # fmt: skip
 

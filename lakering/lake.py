@@ -6,7 +6,7 @@ progress/TABLE/ID.json                which files are in the table, one record p
 examples/RECIPE/BUILD/                one immutable build: table/, keys/, learnt/, build.json (written last)
 snapshots/RECIPE/SNAPSHOT/            manifest.json (written last) and row_groups.parquet
 pins/SNAPSHOT.json                    what the cleaner must leave alone
-runs/RECIPE/RUN/                      record.json, checkpoints/, model/, evaluation/
+runs/RECIPE/RUN/                      record.json, steps/, tensorboard/, checkpoints/, model/, evaluation/, profile/
 """
 
 from __future__ import annotations

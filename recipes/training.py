@@ -120,6 +120,7 @@ class Training(Settings):
     early_stopping: EarlyStopping | None = None
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
+    tensorboard: bool = Field(True, description="write event files beside the log of steps")
 
     @model_validator(mode="after")
     def _fitting(self) -> Training:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from lakering.errors import TrainingError
 from lakering.lake import Lake
@@ -25,9 +23,12 @@ from training.feed import Batch, Feed
 from training.metrics import build_metrics
 from training.models import Model
 from training.optimizers import Optimizer, name_of
+from training.profile import Profile
 from training.schedules import learning_rate
-from training.step import Predictor, Step
+from training.step import Predictor, Step, StepResult
 from training.steplog import StepLog, plain
+from training.timing import StepTimes, time_facts
+from training.watch import Watch
 
 log = logging.getLogger("training")
 
@@ -57,10 +58,12 @@ class Loop:
     feed: Feed
     validation: Feed | None
     made_from: dict[str, Any]
+    profile: Profile | None = None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.optimizer = Optimizer(self.settings, self.model.variables)
+        self.times = StepTimes()
         self.seconds = 0.0
         self.steps_done = 0
 
@@ -88,7 +91,7 @@ class Loop:
         """Runs to the last step of the last epoch, or until early stopping ends it after an epoch.
 
         Raises TrainingError when a loss is not finite, with the newest checkpoint from before it left in place."""
-        self.steps = StepLog(self.lake, self.run, self.progress.global_step)
+        self.steps = StepLog(self.lake, self.run, self.progress.global_step, tensorboard=self.settings.tensorboard)
         if self.world.rank == 0:
             self.steps.drop_after()
         settings = self.settings
@@ -96,20 +99,26 @@ class Loop:
                     clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing)  # fmt: skip
         predictor = Predictor(self.model)
         total = self.settings.epochs * self.feed.num_steps
-        hidden = self.world.rank != 0 or not sys.stderr.isatty()
-        bar = tqdm(total=total, initial=self.progress.global_step, unit="step", disable=hidden)
-        with bar, self.world.watch(), closing(self.feed):
+        watch = Watch(total, self.progress.global_step, shown=self.world.rank == 0)
+        with ExitStack() as profiling, closing(watch), self.world.watch(), closing(self.feed):
+            if self.profile is not None:
+                profiling.callback(self.profile.close)
             while self.progress.epoch < self.settings.epochs and self.stopped_early() is None:
-                self._train_epoch(step, total, bar)
-                self._end_epoch(predictor)
+                times = StepTimes()
+                self._train_epoch(step, total, watch, times)
+                self._end_epoch(predictor, times)
 
-    def _train_epoch(self, step: Step, total: int, bar: Any) -> None:
+    def _train_epoch(self, step: Step, total: int, watch: Watch, times: StepTimes) -> None:
         progress = self.progress
         before = replace(self.feed.statistics)
         started = time.perf_counter()
         self.world.doing(f"waiting for the input of global step {progress.global_step}")
         with closing(_guarded(self.feed.epoch(progress.epoch, progress.step))) as batches:
+            times.ask()
             for found in batches:
+                if self.profile is not None:
+                    self.profile.before(progress.global_step)
+                times.begin()
                 batch, failure = (found, None) if isinstance(found, Batch) else (None, found)
                 rate = learning_rate(self.settings, progress.global_step, total)
                 self.world.doing(f"in global step {progress.global_step}", waiting=True)
@@ -118,28 +127,39 @@ class Loop:
                     self.world.raise_together("feed", failure)
                 if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
                     raise self._not_finite(result.loss, result.gradient_norm)
-                self._log_step(result.loss, rate, batch.global_rows if batch is not None else 0)
+                rows = batch.global_rows if batch is not None else 0
+                times.end(rows, result.allreduce_seconds)
+                if self.profile is not None:
+                    self.profile.after(progress.global_step)
+                self._log_step(result, rate, rows, times)
                 progress.step += 1
                 progress.global_step += 1
                 progress.last_loss = result.loss
                 self.steps_done += 1
-                bar.update()
-                bar.set_postfix(epoch=progress.epoch, loss=f"{result.loss:.4f}", refresh=False)
+                watch.step(progress.global_step, progress.epoch, result.loss, rows)
                 if progress.global_step % self.settings.checkpoint_every == 0 and progress.step < self.feed.num_steps:
                     self.save()
                 self.world.doing(f"waiting for the input of global step {progress.global_step}")
+                times.ask()
+        times.seconds = time.perf_counter() - started
         self.seconds += time.perf_counter() - started
         fed = self.feed.statistics.since(before).facts()
         del fed["row_groups_read_by_another_rank_too"]  # a sum over the ranks alone tells it
         log.info("epoch fed", extra={"facts": {"epoch": progress.epoch, "rank": self.world.rank, **fed}})
 
-    def _end_epoch(self, predictor: Predictor) -> None:
-        figures = self.validate(predictor)
+    def _end_epoch(self, predictor: Predictor, times: StepTimes) -> None:
+        with times.validating():
+            figures = self.validate(predictor)
         self.progress.epochs.append({"epoch": self.progress.epoch, "train_loss": self.progress.last_loss, **figures})
-        log.info("epoch done", extra={"facts": {"epoch": self.progress.epoch, **figures}})
+        if self.world.rank == 0:
+            self.steps.add_epoch(self.progress.global_step - 1, figures)
+        spent = time_facts(self.world, times)
+        log.info("epoch done", extra={"facts": {"epoch": self.progress.epoch, **figures, **spent}})
         self.progress.epoch += 1
         self.progress.step = 0
-        self.save()
+        with times.pausing():
+            self.save()
+        self.times.add(times)
         self.validate_agreement(early_stopping=self.stopped_early() or "goes on")
 
     def stopped_early(self) -> str | None:
@@ -171,13 +191,16 @@ class Loop:
 
         self.world.from_first("checkpoint", write)
 
-    def _log_step(self, loss: float, rate: float, rows: int) -> None:
+    def _log_step(self, result: StepResult, rate: float, rows: int, times: StepTimes) -> None:
         if self.world.rank == 0:
             at = self.progress
-            facts = {"global_step": at.global_step, "epoch": at.epoch, "step": at.step, "loss": loss, "rows": rows,
-                     "learning_rate": rate}  # fmt: skip
-            self.steps.add(**facts)
-            log.info("step", extra={"facts": facts})
+            facts = {"time": time.time(), "global_step": at.global_step, "epoch": at.epoch, "step": at.step, "loss": result.loss,
+                     "rows": rows, "learning_rate": rate, "gradient_norm": result.gradient_norm,
+                     "rows_per_second": rows / times.last, "seconds": times.last, "input_seconds": times.last_input,
+                     "allreduce_seconds": times.last_allreduce}  # fmt: skip
+            self.steps.add(facts)
+            if log.isEnabledFor(logging.INFO):
+                log.info("step", extra={"facts": facts})
 
     def _not_finite(self, loss: float, norm: float) -> TrainingError:
         at = self.progress

@@ -16,15 +16,18 @@ from training.feed import Batch
 from training.models import Features, Label, Model, ModelColumns
 from training.models.dropout import Dropout, row_keys
 from training.optimizers import Optimizer
+from training.timing import sum_timed
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of the whole global batch: mean loss, norm of the gradient, and how many ranks could not read their part."""
+    """Of the whole global batch: mean loss, norm of the gradient, and how many ranks could not read their part. Of this rank:
+    the seconds of its allreduce, waiting for the others included."""
 
     loss: float
     gradient_norm: float
     failed_ranks: int
+    allreduce_seconds: float = 0.0
 
 
 class Step:
@@ -61,14 +64,15 @@ class Step:
             rows = (floats, ids, label, weight, keys, *cells)
             *gradients, total, weights = sum_in_parts(sums, rows, accumulate, [*variables, number, number])
             facts = tf.stack([total, weights, tf.cast(failed, total.dtype)])
-            *gradients, facts = world.sum_tensors([*gradients, facts], "step")
+            (*gradients, facts), seconds = sum_timed(world, [*gradients, facts], "step")
             gradients = [tf.math.divide_no_nan(g, facts[1]) for g in gradients]  # a batch may weigh nothing
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
             if clip_norm is not None:
                 most = tf.constant(clip_norm, norm.dtype)
                 gradients = [g * (most / tf.maximum(norm, most)) for g in gradients]
             optimizer.apply(gradients, rates)
-            return tf.stack([tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2]])
+            told = tf.stack([tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2]])
+            return tf.concat([tf.cast(told, tf.float64), seconds[None]], axis=0)
 
         self._run = run
 
@@ -79,8 +83,8 @@ class Step:
         keys = row_keys(shown.output, self._seed, global_step)
         failed = np.float32(0 if batch is not None else 1)
         floats, ids, label, weight, cells = _inputs(shown, self._columns)
-        loss, norm, failures = self._run(floats, ids, label, weight, keys, rates, failed, *cells).numpy()
-        return StepResult(float(loss), float(norm), round(float(failures)))
+        loss, norm, failures, seconds = self._run(floats, ids, label, weight, keys, rates, failed, *cells).numpy().tolist()
+        return StepResult(loss, norm, round(failures), seconds)
 
     @property
     def num_traces(self) -> int:

@@ -21,6 +21,11 @@ def add_training(summary: Summary, result: dict[str, Any]) -> None:
                 waiting_for_input_share=timings["waiting_for_input_share"])  # fmt: skip
     if stopped := record["metrics"].get("stopped_early"):
         summary.add("training", early_stopping=stopped)
+    names = ("milliseconds_per_step", "step_milliseconds", "rows_per_second_per_rank", "longest_pause_seconds",
+             "validation_seconds", "slowest")  # fmt: skip
+    summary.add("steps", **{name: timings[name] for name in names if name in timings})
+    if record.get("profile"):
+        summary.add("profile", **record["profile"])
     names = ("bytes_read", "row_groups_read", "row_groups_read_by_another_rank_too", "cache_hits", "cache_misses",
              "images_skipped")  # fmt: skip
     summary.add("feed", **{name: timings[name] for name in names})

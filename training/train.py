@@ -35,9 +35,11 @@ from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
 from training.models import ModelColumns, build_model, read_model_section
+from training.profile import Profile, read_range
 from training.schedules import derive, with_scaled_batch
 from training.step import set_threads
 from training.steplog import plain
+from training.timing import time_facts
 
 log = logging.getLogger("training")
 Request = dict[str, Any]
@@ -66,16 +68,20 @@ def lake_of(request: Request) -> Lake:
     return Lake(Storage(request["lake"], StorageSettings(**request["storage"])))
 
 
-def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False, scale_batch: int | None = None) -> Request:
+def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False, scale_batch: int | None = None,
+                  profile: str | None = None) -> Request:  # fmt: skip
     """What ``train`` takes; with ``scale_batch`` for so many times the recipe's batch, the learning rate scaled with it.
-    Raises SettingError when the recipe names no model, or a wrong one."""
+    ``profile`` is FIRST:LAST, the steps to profile.
+
+    Raises SettingError when the recipe names no model, or a wrong one, and for a profile of no steps."""
     model = read_model_section(recipe)
     section = recipe.section("training", "feed")
     if scale_batch is not None:
         section["training"] = with_scaled_batch(section["training"], scale_batch)
     if section["feed"]["cache_folder"] is not None:
         section["feed"]["cache_folder"] = recipe.resolve(section["feed"]["cache_folder"])
-    return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new}
+    return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new,
+            "profile": None if profile is None else read_range(profile)}  # fmt: skip
 
 
 def train(world: World, request: Request) -> dict[str, Any]:
@@ -88,8 +94,9 @@ def train(world: World, request: Request) -> dict[str, Any]:
     chosen = choose_run(world, lake, request)
     run_id = chosen.run
     if chosen.complete:
+        notes = ["no step was profiled: the run is complete (--new trains again)"] if request.get("profile") else []
         world.from_first("newest", lambda: lake.make_newest(*lake.run(request["recipe"], run_id), FOLDER, JSON))
-        return {"run": run_id, "made": False, "record": read_record(lake, request["recipe"], run_id), "notes": []}
+        return {"run": run_id, "made": False, "record": read_record(lake, request["recipe"], run_id), "notes": notes}
     with ExitStack() as held:
         lock = storage_lock(lake.storage, *lake.run(request["recipe"], run_id), LOCK, what=f"run {run_id}", wait=False)
         world.from_first("lock", lambda: held.enter_context(lock))
@@ -126,10 +133,12 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
         lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
     _announce(world, loop)
     loop.train()
-    fed = feed_facts(world, loop.feed.statistics, loop.seconds)
+    fed = {**feed_facts(world, loop.feed.statistics, loop.seconds), **time_facts(world, loop.times)}
     if fed["waiting_for_input_share"] > BOTTLENECK:
         notes.append(f"input is the bottleneck: the training waited for it {fed['waiting_for_input_share']:.0%} of its time; "
                      "give it more feed.reading_threads (and feed.read_ahead for them), or a feed.cache")  # fmt: skip
+    if loop.profile is not None:
+        notes += loop.profile.notes
     return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started, fed)), notes
 
 
@@ -209,8 +218,13 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     if settings.early_stopping is not None:
         names = None if validation is None else build_metrics(columns.label).figures()
         validate_early_stopping(settings.early_stopping, names)
-    return Loop(world=world, lake=lake, run=lake.run(request["recipe"], run_id), model=model, settings=settings,
-                feed=train_feed, validation=validation, made_from=made_from)  # fmt: skip
+    run = lake.run(request["recipe"], run_id)
+    profile = None
+    if request.get("profile"):
+        profile = Profile(world, lake, run, tuple(request["profile"]))
+        profile.validate(0, settings.epochs * train_feed.num_steps)
+    return Loop(world=world, lake=lake, run=run, model=model, settings=settings,
+                feed=train_feed, validation=validation, made_from=made_from, profile=profile)  # fmt: skip
 
 
 def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: dict[str, Any]) -> None:
@@ -218,6 +232,8 @@ def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: d
     if checkpoint is not None:
         validate_origin(checkpoint, made_from)
         loop.restore(checkpoint)
+        if loop.profile is not None:
+            loop.profile.validate(loop.progress.global_step, loop.settings.epochs * loop.feed.num_steps)
     broadcast_weights(world, list(loop.model.variables))
     recipe = fingerprint({"model": made_from["model"], "training": made_from["training"]})
     loop.validate_agreement(recipe=recipe, code=made_from["code"], snapshot=made_from["snapshot"])
@@ -244,7 +260,7 @@ def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, An
 
 
 def _finish(
-    loop: Loop, request: Request, manifest: Manifest, run_id: str, resumed_at: int, started: float, fed: dict[str, float]
+    loop: Loop, request: Request, manifest: Manifest, run_id: str, resumed_at: int, started: float, fed: dict[str, Any]
 ) -> dict[str, Any]:
     """Exports the model, then completes the record."""
     settings = loop.settings
@@ -253,7 +269,8 @@ def _finish(
     timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
     metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1], "stopped_early": loop.stopped_early()}
     return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),
-                        steps=loop.progress.global_step, resumed_at=resumed_at)  # fmt: skip
+                        steps=loop.progress.global_step, resumed_at=resumed_at,
+                        profile=loop.profile.facts if loop.profile is not None else None)  # fmt: skip
 
 
 def _say(world: World, notes: list[str]) -> None:

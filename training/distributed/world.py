@@ -48,6 +48,11 @@ class World:
         """Inside, a step that fails because another rank is gone raises TrainingError."""
         return nullcontext()
 
+    def timeline(self, path: str) -> AbstractContextManager[None]:
+        """Inside, rank 0 records what the ranks' collectives wait for and do, as a local file in Chrome's trace format.
+        Entered on every rank."""
+        return nullcontext()
+
     def close(self, failure: BaseException | None = None) -> None:
         """Leaves the ranks; the others learn with which error."""
 
@@ -103,6 +108,8 @@ class HorovodWorld(World):
         # A stalled rank waits for ever by default. Read when Horovod starts, so set before it.
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(stall_seconds // 10))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(stall_seconds))
+        # Nothing is recorded until ``timeline``, which Horovod refuses later unless it was told so at its start.
+        os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
         end_with_launcher(int(os.environ.get("HOROVOD_RANK", "0")))
         import horovod.tensorflow as hvd
 
@@ -154,6 +161,14 @@ class HorovodWorld(World):
                 raise
             reason = self._peers.why() if self._peers else None
             raise TrainingError(reason or f"rank {self.rank} lost the other ranks: one of them failed or was ended") from error
+
+    @contextmanager
+    def timeline(self, path: str) -> Iterator[None]:
+        self._hvd.start_timeline(path)
+        try:
+            yield
+        finally:
+            self._hvd.stop_timeline()
 
     def doing(self, what: str, *, waiting: bool = False) -> None:
         if self._peers:

@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--new", action="store_true", help="train again, though a run of the same inputs is complete")
     flags.add_argument("--scale-batch", type=int, metavar="K",
                        help="K times the recipe's global batch; learning rate and warm-up are scaled with it")  # fmt: skip
+    flags.add_argument("--profile", metavar="FIRST:LAST",
+                       help="record these global steps for TensorBoard's profiler, with Horovod's timeline")  # fmt: skip
     flags.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing, launch no rank")
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
     flags.add_argument("--stall-seconds", type=int, default=STALL_SECONDS, metavar="S",
@@ -33,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
-    request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new, scale_batch=args.scale_batch)
+    request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new, scale_batch=args.scale_batch,
+                            profile=args.profile)  # fmt: skip
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
     result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds)

@@ -110,7 +110,11 @@ class Training(Settings):
     clip_norm: float | None = Field(None, gt=0, description="the most that the norm of all gradients together may be")
     accumulate: Int = Field(1, ge=1, description="parts that a batch is worked through in, to save memory")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="0 and 1 become s/2 and 1 - s/2; of K classes each gets s/K")
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64", "mixed_float16", "mixed_bfloat16"] = Field(
+        "float32", description="mixed: float32 variables and updates, the model computed in half precision"
+    )
+    compression: Literal["none", "fp16"] = Field("none", description="of gradients between ranks")
+    sparse_gradients: Literal["auto", "dense"] = Field("auto", description="auto: large tables' gradients by rows where shorter")
     seed: Int = Field(17, ge=0)
     window: Int = Field(16, ge=1)
     lanes: Int = Field(0, ge=0)
@@ -121,6 +125,15 @@ class Training(Settings):
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
     tensorboard: bool = Field(True, description="write event files beside the log of steps")
+
+    @field_validator("compression", mode="before")
+    @classmethod
+    def _possible(cls, compression: Any) -> Any:
+        if compression in ("bf16", "bfloat16"):
+            raise ValueError("bfloat16 cannot be sent: Gloo, over which the ranks speak, has no such type; fp16 is as short")
+        if compression == "adasum":
+            raise ValueError("Adasum is not in this Horovod's build: gradients are summed; leave compression out, or take fp16")
+        return compression
 
     @model_validator(mode="after")
     def _fitting(self) -> Training:

@@ -96,7 +96,12 @@ class Loop:
             self.steps.drop_after()
         settings = self.settings
         step = Step(self.model, self.optimizer, self.world, settings.seed, accumulate=settings.accumulate,
-                    clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing)  # fmt: skip
+                    clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing,
+                    batch_rows=settings.global_batch_size, compression=settings.compression,
+                    sparse_gradients=settings.sparse_gradients)  # fmt: skip
+        self.communication = step.communication.facts()
+        if self.world.rank == 0:
+            log.info(str(step.communication), extra={"facts": self.communication})
         predictor = Predictor(self.model)
         total = self.settings.epochs * self.feed.num_steps
         watch = Watch(total, self.progress.global_step, shown=self.world.rank == 0)
@@ -125,8 +130,10 @@ class Loop:
                 result = step(batch, progress.global_step, rate)
                 if result.failed_ranks:
                     self.world.raise_together("feed", failure)
-                if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+                if not (math.isfinite(result.loss) and (result.skipped or math.isfinite(result.gradient_norm))):
                     raise self._not_finite(result.loss, result.gradient_norm)
+                if result.skipped and (result.loss_scale or 0) < 1:
+                    raise self._scale_too_small()
                 rows = batch.global_rows if batch is not None else 0
                 times.end(rows, result.allreduce_seconds)
                 if self.profile is not None:
@@ -198,9 +205,19 @@ class Loop:
                      "rows": rows, "learning_rate": rate, "gradient_norm": result.gradient_norm,
                      "rows_per_second": rows / times.last, "seconds": times.last, "input_seconds": times.last_input,
                      "allreduce_seconds": times.last_allreduce}  # fmt: skip
+            if result.loss_scale is not None:
+                facts |= {"loss_scale": result.loss_scale, "skipped": result.skipped}
             self.steps.add(facts)
             if log.isEnabledFor(logging.INFO):
                 log.info("step", extra={"facts": facts})
+
+    def _scale_too_small(self) -> TrainingError:
+        at = self.progress
+        return TrainingError(
+            f"epoch {at.epoch}, step {at.step}: the loss scale has fallen below 1, and the gradient still overflows",
+            next_step="take training.precision mixed_bfloat16, whose range is float32's, or float32; or lower "
+            "training.learning_rate or scale the features; the newest checkpoint is from before this step",
+        )
 
     def _not_finite(self, loss: float, norm: float) -> TrainingError:
         at = self.progress

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from recipes.training import Training
+from training.loss_scale import LossScale
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 #: The papers' own: LAMB's epsilon, and what LARS multiplies a layer's ratio with (eta).
@@ -33,19 +34,28 @@ class Optimizer:
             for kind in _slot_kinds(settings)
             for variable in self._variables
         }
+        #: With mixed_float16; its state is among the slots.
+        self.loss_scale = LossScale() if settings.precision == "mixed_float16" else None
+        if self.loss_scale is not None:
+            self.slots |= self.loss_scale.variables
+        #: Whether a gradient may be ``tf.IndexedSlices``, each id once: rows without a gradient are left as they are.
+        self.takes_sparse = settings.optimizer == "sgd" and not settings.momentum and not settings.weight_decay
 
     def rates(self, learning_rate: float, step: int) -> np.ndarray:
         """The numbers that change with the step (from 0), for ``apply``: worked out in float64 outside the graph."""
         return np.array([learning_rate, BETA_1 ** (step + 1), BETA_2 ** (step + 1)], np.float64)
 
-    def apply(self, gradients: Sequence[tf.Tensor], rates: tf.Tensor) -> None:
-        """One step, inside a ``tf.function``."""
+    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], rates: tf.Tensor) -> None:
+        """One step, inside a ``tf.function``; with ``takes_sparse`` a gradient may be of some rows."""
         update = {"sgd": self._sgd, "adam": self._adam, "adamw": self._adam, "lars": self._lars, "lamb": self._lamb}
         for variable, gradient in zip(self._variables, gradients, strict=True):
             update[self._settings.optimizer](variable, gradient, rates)
 
-    def _sgd(self, variable: tf.Variable, gradient: tf.Tensor, rates: tf.Tensor) -> None:
+    def _sgd(self, variable: tf.Variable, gradient: tf.Tensor | tf.IndexedSlices, rates: tf.Tensor) -> None:
         rate = tf.cast(rates[0], variable.dtype)
+        if isinstance(gradient, tf.IndexedSlices):
+            variable.scatter_sub(tf.IndexedSlices(rate * gradient.values, gradient.indices))
+            return
         gradient = self._with_decay(variable, gradient)
         if not self._settings.momentum:
             variable.assign_sub(rate * gradient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +14,25 @@ import tensorflow as tf
 from training.accumulate import sum_in_parts
 from training.distributed import World
 from training.feed import Batch
+from training.gradients import Communication, Exchange, Gradient, global_norm, lookups_per_row, may_be_sparse, on_values
 from training.models import Features, Label, Model, ModelColumns
 from training.models.dropout import Dropout, row_keys
 from training.optimizers import Optimizer
-from training.timing import sum_timed
+from training.timing import timed
 
 
 @dataclass(frozen=True)
 class StepResult:
     """Of the whole global batch: mean loss, norm of the gradient, and how many ranks could not read their part. Of this rank:
-    the seconds of its allreduce, waiting for the others included."""
+    the seconds of its allreduce, waiting for the others included. Where losses are scaled, the scale that the next step has; a
+    ``skipped`` step changed nothing, since its scaled gradient overflowed."""
 
     loss: float
     gradient_norm: float
     failed_ranks: int
     allreduce_seconds: float = 0.0
+    loss_scale: float | None = None
+    skipped: bool = False
 
 
 class Step:
@@ -36,45 +41,74 @@ class Step:
 
     A rank's rows are worked through in ``accumulate`` parts. The mean is clipped to ``clip_norm``, the norm of all gradients
     together (Pascanu, Mikolov, Bengio 2013); the norm that is told is from before. ``label_smoothing`` s mixes a binary label
-    with the even odds, (1 - s) label + s / 2, and gives each of K classes s / K (Szegedy et al. 2016)."""
+    with the even odds, (1 - s) label + s / 2, and gives each of K classes s / K (Szegedy et al. 2016).
+
+    ``batch_rows``, the rows of a global batch, tell whether a table's gradient is worth sending by its rows (never with 0, and
+    not of parts), and what a scaled loss is divided by, so that float16 holds gradients of any size of batch.
+    ``compression`` and the sparse gradients are ``Exchange``'s."""
 
     def __init__(self, model: Model, optimizer: Optimizer, world: World, seed: int, *, accumulate: int = 1,
-                 clip_norm: float | None = None, label_smoothing: float = 0.0) -> None:  # fmt: skip
+                 clip_norm: float | None = None, label_smoothing: float = 0.0, batch_rows: int = 0,
+                 compression: str = "none", sparse_gradients: str = "auto") -> None:  # fmt: skip
         self._optimizer, self._seed = optimizer, seed
         self._columns = model.columns
-        variables = model.variables
+        variables, loss_scale = model.variables, optimizer.loss_scale
+        dtype = variables[0].dtype
+
+        def scaled(total: tf.Tensor) -> tf.Tensor:
+            # By a power of two, so that unscaling loses no bit.
+            return total if loss_scale is None else total * (loss_scale.scale / 2.0 ** max(batch_rows - 1, 0).bit_length())
 
         def sums(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor,
-                 *cells: tf.Tensor) -> list[tf.Tensor]:  # fmt: skip
+                 *cells: tf.Tensor) -> list[Gradient]:  # fmt: skip
             features = _features(model.columns, floats, ids, cells)
             with tf.GradientTape() as tape:
-                scores = model.scores(features, Dropout(keys))
+                scores = tf.cast(model.scores(features, Dropout(keys)), dtype)
                 losses = model.losses(scores, _target(label, label_smoothing, model.columns.label, scores.dtype))
                 weights = tf.cast(weight, losses.dtype)
                 total = tf.reduce_sum(losses * weights)
-            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, variables, unconnected_gradients="zero")]
+                target = scaled(total)
+            gradients = tape.gradient(target, variables, unconnected_gradients="zero")
             return [*gradients, total, tf.reduce_sum(weights)]
+
+        lookups: list[int] = []
+        wanted = sparse_gradients == "auto" and accumulate == 1 and (world.size > 1 or optimizer.takes_sparse)
+        if wanted and batch_rows and may_be_sparse(variables, batch_rows):
+            lookups = lookups_per_row(sums, [*_numbers(model.columns), *_LABELLED, *_cells(model.columns)], len(variables))
+        exchange = Exchange(world, variables, compression=compression, batch_rows=batch_rows, lookups=lookups,
+                            keeps_rows=optimizer.takes_sparse)  # fmt: skip
+
+        def local_sums(*rows: tf.Tensor) -> list[Gradient]:
+            *gradients, total, weights = sums(*rows)
+            return [*exchange.local(gradients), total, weights]
 
         # A free number of rows: the short last batch does not retrace.
         # One flat list: TensorFlow would go through a nested one at each step.
         @tf.function(input_signature=[*_numbers(model.columns), *_LABELLED, *_RATES, *_cells(model.columns)])
         def run(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor, rates: tf.Tensor,
                 failed: tf.Tensor, *cells: tf.Tensor) -> tf.Tensor:  # fmt: skip
-            number = tf.zeros([], variables[0].dtype)
+            number = tf.zeros([], dtype)
             rows = (floats, ids, label, weight, keys, *cells)
-            *gradients, total, weights = sum_in_parts(sums, rows, accumulate, [*variables, number, number])
+            *gradients, total, weights = sum_in_parts(local_sums, rows, accumulate, [*variables, number, number])
             facts = tf.stack([total, weights, tf.cast(failed, total.dtype)])
-            (*gradients, facts), seconds = sum_timed(world, [*gradients, facts], "step")
-            gradients = [tf.math.divide_no_nan(g, facts[1]) for g in gradients]  # a batch may weigh nothing
-            norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
+            (gradients, facts), seconds = timed(world, [gradients, facts], lambda: exchange(gradients, facts))
+            weights = scaled(facts[1])
+            gradients = [on_values(lambda g: tf.math.divide_no_nan(g, weights), g) for g in gradients]  # it may weigh nothing
+            norm = global_norm(gradients)
             if clip_norm is not None:
                 most = tf.constant(clip_norm, norm.dtype)
-                gradients = [g * (most / tf.maximum(norm, most)) for g in gradients]
-            optimizer.apply(gradients, rates)
-            told = tf.stack([tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2]])
-            return tf.concat([tf.cast(told, tf.float64), seconds[None]], axis=0)
+                gradients = [on_values(lambda g: g * (most / tf.maximum(norm, most)), g) for g in gradients]
+            result = [tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2], seconds]
+            if loss_scale is None:
+                optimizer.apply(gradients, rates)
+            else:
+                loss_scale.update(tf.math.is_finite(norm), lambda: optimizer.apply(gradients, rates))
+                result.append(loss_scale.scale)
+            return tf.stack([tf.cast(figure, tf.float64) for figure in result])
 
         self._run = run
+        #: What the ranks send each other in a step.
+        self.communication: Communication = exchange.communication
 
     def __call__(self, batch: Batch | None, global_step: int, learning_rate: float) -> StepResult:
         """One step with this rank's part of the batch; ``None`` tells the others that it could not be read."""
@@ -83,8 +117,11 @@ class Step:
         keys = row_keys(shown.output, self._seed, global_step)
         failed = np.float32(0 if batch is not None else 1)
         floats, ids, label, weight, cells = _inputs(shown, self._columns)
-        loss, norm, failures, seconds = self._run(floats, ids, label, weight, keys, rates, failed, *cells).numpy().tolist()
-        return StepResult(loss, norm, round(failures), seconds)
+        told = self._run(floats, ids, label, weight, keys, rates, failed, *cells).numpy().tolist()
+        loss, norm, failures, seconds, *scale = told
+        if not scale:
+            return StepResult(loss, norm, round(failures), seconds)
+        return StepResult(loss, norm, round(failures), seconds, scale[0], not math.isfinite(norm))
 
     @property
     def num_traces(self) -> int:

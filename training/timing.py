@@ -7,34 +7,36 @@ import math
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
 from training.distributed import World
 
+T = TypeVar("T")
 #: Bounds of the histogram's buckets: 1 microsecond, and each so many times the one before, up to 11 hours.
 SHORTEST, FACTOR, BUCKETS = 1e-6, 1.05, 500
 #: A rank is named as the slowest when its own work takes so many times that of the others.
 UNEVEN = 1.05
 
 
-def sum_timed(world: World, tensors: Sequence[tf.Tensor], name: str) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """``world.sum_tensors``, and the seconds it took (float64, waiting for slower ranks included), inside a ``tf.function``.
+def timed(world: World, before: Any, work: Callable[[], T]) -> tuple[T, tf.Tensor]:
+    """What the work of all ranks returns, and the seconds it took (float64, waiting for slower ranks included), inside a
+    ``tf.function``; 0 of one rank alone.
 
-    From when this rank has all its tensors to when it has all sums. On a GPU the first moment is when the last kernel was
-    started, not when it was done: the seconds then include what was left of the gradients' computation."""
+    From when this rank has all tensors of ``before`` to when it has all of the result. On a GPU the first moment is when the
+    last kernel was started, not when it was done: the seconds then include what was left of the gradients' computation."""
     if world.size == 1:
-        return world.sum_tensors(tensors, name), tf.zeros([], tf.float64)
-    with tf.control_dependencies(tensors):
-        before = tf.timestamp()
-    with tf.control_dependencies([before]):
-        sums = world.sum_tensors(tensors, name)
-    with tf.control_dependencies(sums):
-        return sums, tf.timestamp() - before
+        return work(), tf.zeros([], tf.float64)
+    with tf.control_dependencies(tf.nest.flatten(before, expand_composites=True)):
+        start = tf.timestamp()
+    with tf.control_dependencies([start]):
+        found = work()
+    with tf.control_dependencies(tf.nest.flatten(found, expand_composites=True)):
+        return found, tf.timestamp() - start
 
 
 @dataclass

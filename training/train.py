@@ -269,8 +269,9 @@ def _finish(
     timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
     metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1], "stopped_early": loop.stopped_early()}
     return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),
-                        steps=loop.progress.global_step, resumed_at=resumed_at,
-                        profile=loop.profile.facts if loop.profile is not None else None)  # fmt: skip
+                        steps=loop.progress.global_step, resumed_at=resumed_at, communication=loop.communication,
+                        profile=loop.profile.facts if loop.profile is not None else None,
+                        **(loop.optimizer.loss_scale.facts() if loop.optimizer.loss_scale else {}))  # fmt: skip
 
 
 def _say(world: World, notes: list[str]) -> None:

@@ -32,6 +32,11 @@ class World:
         """The sums over all ranks of tensors of one type, as one grouped allreduce, for use inside a ``tf.function``."""
         return list(tensors)
 
+    def gather_rows(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """Of tensors of one type the rows of all ranks, in the order of ranks, for use inside a ``tf.function``; ranks may have
+        different numbers of rows."""
+        return list(tensors)
+
     def sum(self, values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
         """The sum over all ranks of an array, in float64."""
         return np.asarray(values, np.float64)
@@ -125,6 +130,9 @@ class HorovodWorld(World):
 
     def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
+
+    def gather_rows(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return list(self._hvd.grouped_allgather(tensors, name=name))
 
     def sum(self, values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
         import tensorflow as tf

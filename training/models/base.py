@@ -146,7 +146,9 @@ class Model(ABC):
 
     @abstractmethod
     def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:
-        """Makes the variables; ``seed`` alone decides their values."""
+        """Makes the variables; ``seed`` alone decides their values. ``precision`` is float32 or float64, or mixed_float16 or
+        mixed_bfloat16: float32 variables, and the model computed in half precision (Micikevicius et al. 2018, "Mixed
+        Precision Training")."""
 
     @property
     @abstractmethod
@@ -155,7 +157,7 @@ class Model(ABC):
 
     @abstractmethod
     def scores(self, features: Features, dropout: Dropout | None = None) -> tf.Tensor:
-        """Scores of the rows: [rows], or [rows, classes]. ``dropout`` is None outside training."""
+        """Scores of the rows, in the variables' type: [rows], or [rows, classes]. ``dropout`` is None outside training."""
 
     def losses(self, scores: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Loss of each row: log loss, or the squared error in deviations. Of several classes the label is a class's number,

@@ -65,7 +65,8 @@ class CNN(Model):
             pixels = tf.cast(features.images[name], self._made.dtype)
             for block in blocks:
                 pixels = block(pixels)
-            parts.append(tf.reduce_mean(pixels, axis=[1, 2]))
+            mean = tf.reduce_mean(tf.cast(pixels, self._made.variable_dtype), axis=[1, 2])  # a sum that float16 may not hold
+            parts.append(tf.cast(mean, self._made.dtype))
         return self._head(tf.concat(parts, axis=1), dropout)
 
 
@@ -78,13 +79,16 @@ class _Block:
         self._scale, self._shift = made.new(f"{name}/scale", (own,), at=1.0), made.new(f"{name}/shift", (own,))
 
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
-        pixels = tf.nn.relu(self._normalised(tf.nn.conv2d(pixels, self._kernel, strides=1, padding="SAME")))
+        kernel = tf.cast(self._kernel, pixels.dtype)
+        pixels = tf.nn.relu(self._normalised(tf.nn.conv2d(pixels, kernel, strides=1, padding="SAME")))
         # Not its maximum: TensorFlow's gradient of that ends the process where a rank has no row of a batch.
         return tf.nn.avg_pool2d(pixels, ksize=2, strides=2, padding="SAME")
 
     def _normalised(self, pixels: tf.Tensor) -> tf.Tensor:
         height, width, channels = pixels.shape[1:]
-        grouped = tf.reshape(pixels, [-1, height, width, self._groups, channels // self._groups])
+        # In the variables' type: squares that float16 may not hold are summed.
+        grouped = tf.cast(tf.reshape(pixels, [-1, height, width, self._groups, channels // self._groups]), self._scale.dtype)
         mean, variance = tf.nn.moments(grouped, axes=[1, 2, 4], keepdims=True)
         grouped = (grouped - mean) * tf.math.rsqrt(variance + EPSILON)
-        return tf.reshape(grouped, [-1, height, width, channels]) * self._scale + self._shift
+        scaled = tf.reshape(grouped, [-1, height, width, channels]) * self._scale + self._shift
+        return tf.cast(scaled, pixels.dtype)

@@ -54,7 +54,7 @@ class DLRM(Model):
         return self._made.all
 
     def scores(self, features: Features, dropout: Dropout | None = None) -> tf.Tensor:
-        vectors = embedded(self._tables, features.ids)
+        vectors = embedded(self._tables, features.ids, self._made.dtype)
         if self._bottom is not None:
             numbers = normalised(features.floats, self.columns.floats, self._made.dtype)
             vectors.insert(0, self._bottom(numbers, dropout))

@@ -21,14 +21,16 @@ class Variables:
     """A model's variables in the order in which they are made, their values drawn with numpy from the seed alone."""
 
     def __init__(self, seed: int, precision: str) -> None:
-        self.dtype = tf.as_dtype(precision)
+        #: What a model computes in, and what its variables are kept in.
+        self.dtype = tf.as_dtype(precision.removeprefix("mixed_"))
+        self.variable_dtype = at_least_float32(self.dtype)
         self.all: list[tf.Variable] = []
         self._random = np.random.default_rng([seed, 0x77D])
 
     def new(self, name: str, shape: tuple[int, ...], *, scale: float = 0.0, at: npt.ArrayLike = 0.0) -> tf.Variable:
         """Normally distributed around 0 with deviation ``scale``; without one, ``at`` everywhere."""
         value = self._random.standard_normal(shape) * scale if scale else np.full(shape, at)
-        variable = tf.Variable(value, dtype=self.dtype, name=name)
+        variable = tf.Variable(value, dtype=self.variable_dtype, name=name)
         self.all.append(variable)
         return variable
 
@@ -44,9 +46,9 @@ class Dense:
     def __call__(self, values: tf.Tensor) -> tf.Tensor:
         """[..., width] -> [..., units]; of the axes before, the first alone may be free."""
         if values.shape.rank == 2:
-            return tf.matmul(values, self._weight) + self._bias
+            return tf.matmul(values, tf.cast(self._weight, values.dtype)) + tf.cast(self._bias, values.dtype)
         # As one product: a product for each row would keep a gradient of the weights for each.
-        flat = tf.matmul(tf.reshape(values, [-1, self._width]), self._weight) + self._bias
+        flat = self(tf.reshape(values, [-1, self._width]))
         return tf.reshape(flat, [-1, *values.shape[1:-1], self._units])
 
 
@@ -79,8 +81,10 @@ class Head:
         self._bias = new_bias(variables, label)
 
     def __call__(self, values: tf.Tensor, dropout: Dropout | None) -> tf.Tensor:
-        """[rows, units] -> [rows], or [rows, classes]."""
-        return biased(tf.matmul(self._layers(values, dropout), self._weight), self._bias)
+        """[rows, units] -> [rows], or [rows, classes], in the variables' type."""
+        hidden = self._layers(values, dropout)
+        scores = tf.matmul(hidden, tf.cast(self._weight, hidden.dtype))
+        return biased(tf.cast(scores, self._bias.dtype), self._bias)
 
 
 class Beside:
@@ -96,19 +100,26 @@ class Beside:
 
     def __call__(self, features: Features) -> tf.Tensor:
         numbers = normalised(features.floats, self._floats, self._dtype)
-        return tf.concat([numbers, *embedded(self._tables, features.ids)], axis=1)
+        return tf.concat([numbers, *embedded(self._tables, features.ids, self._dtype)], axis=1)
 
 
 def normalised(floats: tf.Tensor, columns: Sequence[FloatColumn], dtype: tf.DType) -> tf.Tensor:
     """[rows, floats] in deviations from the mean, both the train split's, clipped."""
-    mean = tf.constant(np.array([c.mean for c in columns]), dtype)
-    std = tf.constant(np.array([c.std for c in columns]), dtype)
-    return tf.clip_by_value((tf.cast(floats, dtype) - mean) / std, -CLIP, CLIP)
+    wide = at_least_float32(dtype)  # half precision cannot hold a year, nor any number over 65,504
+    mean = tf.constant(np.array([c.mean for c in columns]), wide)
+    std = tf.constant(np.array([c.std for c in columns]), wide)
+    return tf.cast(tf.clip_by_value((tf.cast(floats, wide) - mean) / std, -CLIP, CLIP), dtype)
 
 
-def embedded(tables: Sequence[tf.Variable], ids: tf.Tensor) -> list[tf.Tensor]:
-    """Of each column of [rows, ids] its rows of its table: [rows, dimensions]."""
-    return [tf.gather(table, each) for table, each in zip(tables, tf.unstack(ids, num=len(tables), axis=1), strict=True)]
+def embedded(tables: Sequence[tf.Variable], ids: tf.Tensor, dtype: tf.DType | None = None) -> list[tf.Tensor]:
+    """Of each column of [rows, ids] its rows of its table: [rows, dimensions], in ``dtype``, by default the table's own."""
+    columns = zip(tables, tf.unstack(ids, num=len(tables), axis=1), strict=True)
+    # The rows are cast, not the table: its gradient stays one of a few rows.
+    return [tf.cast(tf.gather(table, each), dtype or table.dtype) for table, each in columns]
+
+
+def at_least_float32(dtype: tf.DType) -> tf.DType:
+    return dtype if dtype.size >= tf.float32.size else tf.float32
 
 
 def embedding_size(num_ids: int, largest: int) -> int:

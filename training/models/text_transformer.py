@@ -67,7 +67,7 @@ class TextTransformer(Model):
     def scores(self, features: Features, dropout: Dropout | None = None) -> tf.Tensor:
         ids = tf.concat([features.tokens[name] for name in self._words], axis=1)
         words = [tf.gather(self._words[name], features.tokens[name]) + self._positions[name] for name in self._words]
-        values = _dropped(tf.concat(words, axis=1), self._dropout, dropout)
+        values = _dropped(tf.cast(tf.concat(words, axis=1), self._made.dtype), self._dropout, dropout)
         is_word = tf.cast(ids != 0, self._made.dtype)
         for block in self._blocks:
             values = block(values, is_word, dropout)
@@ -112,8 +112,9 @@ class _LayerNorm:
         self._scale, self._shift = made.new(f"{name}/scale", (width,), at=1.0), made.new(f"{name}/shift", (width,))
 
     def __call__(self, values: tf.Tensor) -> tf.Tensor:
-        mean, variance = tf.nn.moments(values, axes=[-1], keepdims=True)
-        return (values - mean) * tf.math.rsqrt(variance + EPSILON) * self._scale + self._shift
+        wide = tf.cast(values, self._scale.dtype)  # squares that float16 may not hold are summed
+        mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+        return tf.cast((wide - mean) * tf.math.rsqrt(variance + EPSILON) * self._scale + self._shift, values.dtype)
 
 
 def _dropped(values: tf.Tensor, rate: float, dropout: Dropout | None) -> tf.Tensor:

@@ -18,7 +18,17 @@ from lakering.documents import Settings
 from lakering.errors import SettingError, nearest
 from training.models.base import Features, Model, ModelColumns
 from training.models.dropout import Dropout
-from training.models.layers import EMBEDDING_SCALE, MLP, Variables, biased, embedded, embedding_size, new_bias, normalised
+from training.models.layers import (
+    EMBEDDING_SCALE,
+    MLP,
+    Variables,
+    at_least_float32,
+    biased,
+    embedded,
+    embedding_size,
+    new_bias,
+    normalised,
+)
 
 
 class WideAndDeepSettings(Settings):
@@ -62,15 +72,20 @@ class WideAndDeep(Model):
         codes = self._codes(features.floats)
         normal = normalised(features.floats, self.columns.floats, self._made.dtype)
         each = tf.unstack(features.ids, num=len(self.columns.ids), axis=1)
-        wide = [tf.matmul(codes, self._wide_codes), *embedded(self._wide_tables, features.ids)]
+        # One weight each: nothing to win by half precision.
+        wide = [
+            tf.matmul(tf.cast(codes, self._made.variable_dtype), self._wide_codes),
+            *embedded(self._wide_tables, features.ids),
+        ]
         pairs = zip(self._cross_tables, self._crosses, strict=True)
         wide += [tf.gather(table, self._crossed(each[a], each[b])) for table, (a, b) in pairs]
         deep = [normal, codes]
         if self._tables:
-            ids = tf.concat(embedded(self._tables, features.ids), axis=1)
+            ids = tf.concat(embedded(self._tables, features.ids, self._made.dtype), axis=1)
             deep.append(dropout.apply(ids, self._settings.embedding_dropout) if dropout is not None else ids)
         hidden = self._layers(tf.concat(deep, axis=1), dropout)
-        return biased(tf.matmul(hidden, self._out) + tf.add_n(wide), self._bias)
+        scores = tf.cast(tf.matmul(hidden, tf.cast(self._out, hidden.dtype)), self._bias.dtype)
+        return biased(scores + tf.add_n(wide), self._bias)
 
     def _set_numbers(self) -> None:
         """Constants of the numbers' codes: for each code its column, the edge where it starts and its width."""
@@ -81,9 +96,10 @@ class WideAndDeep(Model):
 
     def _codes(self, floats: tf.Tensor) -> tf.Tensor:
         """Between edges e_k and e_(k+1): 0 below, 1 above, linear in between; centred."""
-        values = tf.cast(tf.gather(floats, tf.constant(self._code_column, tf.int32), axis=1), self._made.dtype)
-        low, width = tf.constant(self._code_low, self._made.dtype), tf.constant(self._code_width, self._made.dtype)
-        return tf.clip_by_value((values - low) / width, 0, 1) - 0.5
+        wide = at_least_float32(self._made.dtype)
+        values = tf.cast(tf.gather(floats, tf.constant(self._code_column, tf.int32), axis=1), wide)
+        low, width = tf.constant(self._code_low, wide), tf.constant(self._code_width, wide)
+        return tf.cast(tf.clip_by_value((values - low) / width, 0, 1) - 0.5, self._made.dtype)
 
     def _cross_of(self, pair: tuple[str, str]) -> tuple[int, int]:
         names = [c.name for c in self.columns.ids]

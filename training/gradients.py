@@ -96,12 +96,13 @@ class Exchange:
             summed.append(value if at is None else self._merged(variable, value, at))
         return summed, facts
 
-    def _agreed_scales(self, values: Sequence[tf.Tensor], facts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _agreed_scales(self, values: Sequence[tf.Tensor], facts: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The facts, summed, and the power of two that each tensor is multiplied by, the same on all ranks."""
         maxima = [tf.maximum(tf.reduce_max(tf.abs(value)), 0) for value in values]  # of no row it is minus infinity
         (both,) = self._world.sum_tensors([tf.concat([facts, tf.stack(maxima)], 0)], "step.facts")
         number = int(facts.shape[0])
-        return both[:number], tf.cast(powers_of_two(tf.cast(both[number:], tf.float32)), facts.dtype)
+        scales = tf.cast(powers_of_two(tf.cast(both[number:], tf.float32)), facts.dtype)
+        return both[:number], tf.unstack(scales, num=len(values))
 
     def _merged(self, variable: tf.Variable, rows: tf.Tensor, ids: tf.Tensor) -> Gradient:
         """The rows of all ranks, which stand in the order of ranks, summed where several have the same id."""

@@ -117,5 +117,8 @@ def overflows(world: World, feed: Feed, manifest: Any) -> list[tuple[bool, float
     optimizer = Optimizer(Training(optimizer="sgd", precision="mixed_float16"), model.variables)
     step = Step(model, optimizer, world, seed=1, batch_rows=100)
     batch = next(iter(feed.epoch(0)))
-    results = [step(batch, i, 1e-4) for i in range(9)]
-    return [(r.skipped, r.loss_scale, float(model.variables[0].numpy())) for r in results]
+    seen = []
+    for i in range(9):
+        result = step(batch, i, 1e-4)
+        seen.append((result.skipped, result.loss_scale, float(model.variables[0].numpy())))
+    return seen

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lakering.errors import SettingError
 from recipes import read_recipe
+from tests.training.exchanges import local_gradients
 from tests.training.two_ranks import LARGE_BATCH
 from training.distributed import World, launch
 from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
@@ -75,6 +77,48 @@ def test_clipped_accumulated_and_smoothed_steps_are_those_of_one_rank(seen):
     theirs, ours = (read_steps(toy.lake, toy.lake.run("toy", run)) for run in (ranks[0]["large batch"], alone["run"]))
     assert [s["rows"] for s in theirs] == ([200] * 3 + [50]) * 2
     assert [s["loss"] for s in ours] == pytest.approx([s["loss"] for s in theirs], rel=1e-10)
+
+
+def test_sums_as_fp16_cannot_overflow_and_lose_no_more_than_rounding(seen):
+    """Each of three roundings, of two ranks and of their sum, is at most 2^-11 of the largest sum there could be."""
+    ranks = [rank["exchanges"]["fp16"] for rank in seen[1]]
+    assert ranks[0] == ranks[1]
+    locals_ = [local_gradients(rank) for rank in (0, 1)]
+    for ours, a, b in zip(ranks[0]["sums"], *locals_, strict=True):
+        exact = a.astype(np.float64) + b
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=3 * 2**-11 * (np.abs(a).max() + np.abs(b).max()))
+    assert np.abs(ranks[0]["sums"][0]).max() > 1e8, "far beyond float16's 65,504"
+    assert np.all(np.array(ranks[0]["sums"][1]) != 0), "far below its least number"
+    assert ranks[0]["facts"] == [33_554_427.0 + 1, 0, 2], "in float32: the sum of 16,777,213 and 16,777,214, rounded"
+    assert ranks[0]["broken is finite"] is False
+    assert ranks[0]["says"] == "communication: 3 dense tensors 0.0 MiB a step, as fp16"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_large_table_sent_by_its_rows_gives_the_weights_of_the_dense_gradient(seen, optimizer):
+    ours, theirs = (rank["exchanges"][optimizer] for rank in seen[1])
+    assert ours == theirs
+    assert ours["moved"] > 1e-3
+    assert ours["sparse"] < 1e-12
+    assert ours["fp16"] > 0
+    if optimizer == "sgd":
+        assert ours["fp16"] < 1e-5
+    assert ours["traces"] == 1
+    # Two lookups a row, each of 4 numbers of 8 bytes and an id; the small table is not worth it.
+    assert ours["communication"] == {"ranks": 2, "dense_tensors": 2, "dense_bytes": 301 * 4 * 8,
+                                     "sparse": {"table": 100 * 2 * (4 * 8 + 8)}, "compression": "none"}  # fmt: skip
+
+
+def test_an_overflow_on_one_rank_is_skipped_on_both(seen):
+    ours, theirs = (rank["exchanges"]["overflows"] for rank in seen[1])
+    assert ours == theirs
+    skipped = [step[0] for step in ours]
+    assert skipped == sorted(skipped, reverse=True), "skipped until the scale is small enough"
+    number = sum(skipped)
+    assert 1 <= number <= 8
+    assert [step[1] for step in ours] == [2.0 ** (15 - min(i + 1, number)) for i in range(9)]
+    assert {step[2] for step in ours[:number]} == {0.0}
+    assert ours[number][2] != 0
 
 
 def test_two_ranks_evaluate_as_one(seen):

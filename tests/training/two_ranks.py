@@ -16,6 +16,7 @@ import numpy as np
 from lakering.errors import IntegrityError, LakeringError
 from lakering.manifest import read_manifest
 from recipes import read_recipe
+from tests.training.exchanges import exchanges
 from training.distributed.world import HorovodWorld
 from training.evaluate import evaluate, evaluate_request
 from training.feed import Feed
@@ -91,6 +92,7 @@ def main(recipe_path: str, output: str) -> None:
     seen["again"] = train(world, request)["made"]
     seen["evaluation"] = evaluate(world, evaluate_request(recipe))
     seen["large batch"] = train(world, train_request(read_recipe(recipe_path, overrides=LARGE_BATCH), scale_batch=2))["run"]
+    seen["exchanges"] = exchanges(world, request)
     seen["other recipe"] = error_of(
         lambda: train(world, {**request, "new": True, "training": {**request["training"], "learning_rate": 1 + world.rank}})
     )

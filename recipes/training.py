@@ -171,3 +171,5 @@ class Evaluation(Settings):
     split: Literal["train", "validation", "test"] = "test"
     trees: bool = Field(True, description="train boosted trees on the same columns, as a baseline")
     max_tree_rows: Int = Field(2_000_000, ge=1)
+    slices: tuple[Name, ...] = Field((), description="id and float columns, for each value or range of which figures are told")
+    slice_values: Int = Field(20, ge=1, le=500, description="of an id: those of the greatest weight; the rest are one slice")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lakering.errors import InputError
 from lakering.lake import Lake
@@ -17,12 +19,13 @@ from recipes.training import Evaluation, ImageSettings
 from training.baselines import base_rate_metrics, tree_metrics
 from training.distributed import World
 from training.export import newest_run, read_images, read_model
-from training.feed import Feed, Order
+from training.feed import Batch, Feed, Order
 from training.feed.plan import default_lanes
 from training.loop import evaluate as evaluate_split
 from training.metrics import Metrics
 from training.models import Model
 from training.report import Findings, write_report
+from training.slices import Slices, choose_slices, read_id_names, validate_slices
 from training.step import Predictor, set_threads
 from training.steplog import plain, read_steps
 from training.train import Request, lake_of, lake_request
@@ -41,18 +44,26 @@ def evaluate_request(recipe: Recipe, run: str | None = None) -> Request:
 def evaluate(world: World, request: Request) -> dict[str, Any]:
     """Evaluates a run's model on the split that the recipe names.
 
-    Returns ``run``, ``snapshot``, ``split``, ``figures`` per contestant, ``verdict`` and the ``report``'s path (on rank 0).
-    A model that is worse than a baseline is told of in ``verdict``; it is no error. Raises StageError without a trained
-    model, IntegrityError when the model or the snapshot's files are not what they were."""
+    Returns ``run``, ``snapshot``, ``split``, ``figures`` per contestant, ``verdict``, ``slices`` where any are asked for, and
+    the ``report``'s path (on rank 0). A model that is worse than a baseline is told of in ``verdict``; it is no error. Raises
+    StageError without a trained model, IntegrityError when the model or the snapshot's files are not what they were, SettingError
+    for slices of a column that is not there."""
     lake, settings = lake_of(request), Evaluation.model_validate(request["evaluation"])
     set_threads(world)
     recipe = request["recipe"]
     run_id, model, facts, manifest = choose_model(world, lake, request)
-    manifest = manifest.with_columns(model.columns.names)
+    wide, manifest = manifest.with_columns([*model.columns.names, *settings.slices]), manifest.with_columns(model.columns.names)
     run = lake.run(recipe, run_id)
-    feed = _feed(lake, manifest, settings.split, world, read_images(facts))
-    metrics = evaluate_split(world, feed, model, Predictor(model))
-    ranges = _ranges(world, _feed(lake, manifest.only("float"), settings.split, world), model)
+
+    def feed_of(columns: Manifest, images: Mapping[str, ImageSettings] | None = None) -> Feed:
+        return _feed(lake, columns, settings.split, world, images)
+
+    sliced = choose_slices(world, wide, settings.slices, feed_of, settings.slice_values)
+    slices = Slices(sliced, model.columns.label)
+    predict = _narrowed(Predictor(model), wide, manifest)
+    metrics = evaluate_split(world, feed_of(wide, read_images(facts)), model, predict, slices.add)
+    slices.join(world)
+    ranges = _ranges(world, feed_of(manifest.only("float")), model)
     if world.rank:
         return {}
     contestants: dict[str, Metrics] = {"model": metrics, "base rate": base_rate_metrics(lake, manifest, settings.split)}
@@ -63,6 +74,8 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
                for name, found in contestants.items()}  # fmt: skip
     result = {"recipe": recipe, "run": run_id, "snapshot": facts["snapshot"], "split": settings.split, "figures": figures,
               "verdict": verdict(figures, model.columns.label.kind)}  # fmt: skip
+    if settings.slices:
+        result["slices"] = plain(slices.tables(read_id_names(lake, wide, sliced)))
     if settings.trees and "boosted trees" not in figures:
         result["verdict"]["against_boosted_trees"] = "not made: the examples have neither floats nor ids"
     findings = Findings(result=result, label=model.columns.label, contestants=contestants, ranges=ranges,
@@ -78,11 +91,13 @@ def choose_model(world: World, lake: Lake, request: Request) -> tuple[str, Model
 
     Raises StageError without a trained model, IntegrityError when it or the snapshot is not what it was, InputError when
     the split has no rows."""
-    recipe, split = request["recipe"], Evaluation.model_validate(request["evaluation"]).split
+    recipe, settings = request["recipe"], Evaluation.model_validate(request["evaluation"])
     run_id: str = world.from_first("run", lambda: newest_run(lake, recipe, request["run"]))
     model, facts = world.together("model", lambda: read_model(lake, lake.run(recipe, run_id)))
     world.agree({"model": facts["files"]["weights.npz"]["sha256"], "snapshot": facts["snapshot"]})
-    return run_id, model, facts, world.together("manifest", lambda: _snapshot(lake, recipe, facts["snapshot"], split))
+    manifest = world.together("manifest", lambda: _snapshot(lake, recipe, facts["snapshot"], settings.split))
+    validate_slices(manifest, settings.slices)
+    return run_id, model, facts, manifest
 
 
 def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
@@ -99,6 +114,19 @@ def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
         words = "better" if lead > 0 else "WORSE" if lead < 0 else "equal,"
         said[f"against_{name.replace(' ', '_')}"] = f"{words} by {abs(lead):.4f} {metric} ({ours:.4f} against {theirs:.4f})"
     return dict(sorted(said.items()))
+
+
+def _narrowed(predictor: Predictor, wide: Manifest, manifest: Manifest) -> Callable[[Batch], npt.NDArray[np.float64]]:
+    """The predictor for batches with more floats and ids than its model was trained on."""
+    if wide.columns == manifest.columns:
+        return predictor
+    floats = [wide.float_columns.index(name) for name in manifest.float_columns]
+    ids = [wide.id_columns.index(column) for column in manifest.id_columns]
+
+    def predict(batch: Batch) -> npt.NDArray[np.float64]:
+        return predictor(replace(batch, floats=batch.floats[:, floats], ids=batch.ids[:, ids]))
+
+    return predict
 
 
 def _snapshot(lake: Lake, recipe: str, snapshot: str, split: str) -> Manifest:

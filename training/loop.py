@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from lakering.errors import TrainingError
@@ -228,15 +229,20 @@ class Loop:
         )
 
 
-def evaluate(world: World, feed: Feed, model: Model, predictor: Predictor) -> Any:
-    """The metrics of a split over all ranks; rows are independent, so their order does not matter."""
+def evaluate(world: World, feed: Feed, model: Model, predictor: Callable[[Batch], npt.NDArray[np.float64]],
+             also: Callable[[Batch, npt.NDArray[np.float64]], None] | None = None) -> Any:  # fmt: skip
+    """The metrics of a split over all ranks; rows are independent, so their order does not matter. ``also`` is handed this
+    rank's batches and their predictions."""
     metrics = build_metrics(model.columns.label)
 
     def read() -> None:
         with closing(feed.epoch(0)) as batches:
             for batch in batches:
                 if batch.num_rows:
-                    metrics.add(predictor(batch), batch.label, batch.weight)
+                    predictions = predictor(batch)
+                    metrics.add(predictions, batch.label, batch.weight)
+                    if also is not None:
+                        also(batch, predictions)
 
     world.together("evaluate", read)
     feed.close()

@@ -59,6 +59,9 @@ def render(findings: Findings) -> str:
     note = f"<p>Boosted trees were given these ids as plain ordinals: {html.escape(', '.join(ordinals))}.</p>" if ordinals else ""
     left_out = result["figures"].get("boosted trees", {}).get("left_out") or []
     note += f"<p>Boosted trees were not given {html.escape(', '.join(left_out))}: neither floats nor ids.</p>" if left_out else ""
+    slices = "".join(
+        f"<h2>By {html.escape(column)}, the worst first</h2>{_table(rows)}" for column, rows in result.get("slices", {}).items()
+    )
     images = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{png}"></figure>' for name, png in plots)
     title = f"{result['recipe']}: run {result['run']}"
     return f"""<!doctype html>
@@ -69,7 +72,7 @@ def render(findings: Findings) -> str:
 model {html.escape(findings.facts["model"]["name"])}.</p>
 <h2>On the hold-out</h2>{_table(rows)}{verdicts}{note}
 <h2>Plots</h2><div class="plots">{images}</div>
-<h2>Feature ranges</h2>{_table(findings.ranges)}
+{slices}<h2>Feature ranges</h2>{_table(findings.ranges)}
 <h2>Model</h2>{_table([{"setting": k, "value": str(v)} for k, v in findings.facts["model"].items()])}
 </body></html>
 """

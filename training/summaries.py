@@ -38,4 +38,14 @@ def add_evaluation(summary: Summary, result: dict[str, Any]) -> None:
     for name, figures in result["figures"].items():
         summary.add(name, **figures)
     summary.add("verdict", **result["verdict"])
+    for column, rows in result.get("slices", {}).items():
+        summary.add("worst slices", **{column: _worst(rows)})
     summary.add("report", file=result["report"])
+
+
+def _worst(rows: list[dict[str, Any]]) -> str:
+    """The worst slice of those with a hundredth of the rows or more: chance makes the smallest look bad."""
+    least = sum(row["rows"] for row in rows) / 100
+    worst = next((row for row in rows if row["rows"] >= least), rows[0])
+    figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in worst.items() if isinstance(value, float)]
+    return f"{worst['value']}: {', '.join(figures)} of {worst['rows']:,} rows"

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from lakering.lake import Lake
+from lakering.manifest import share_name
 from lakering.summary import Summary
 
 
@@ -14,8 +15,12 @@ def report_build(summary: Summary, lake: Lake, record: dict[str, Any], *, reused
     columns, how = record["columns"], Counter(record["features"].values())
     summary.add("build", id=record["build"], reused="yes, it was complete (--new makes another)" if reused else "no",
                 table=lake.storage.path(record["table"]), format=record["format"], version=record["version"])  # fmt: skip
-    summary.add("rows", rows_read=record["rows_read"], examples=dict(record["num_rows"]), dropped=record["dropped"],
-                label_mean={split: figures["label"]["mean"] for split, figures in record["by_split"].items()})  # fmt: skip
+    summary.add("rows", rows_read=record["rows_read"], examples=dict(record["num_rows"]), dropped=record["dropped"])
+    if classes := record.get("classes"):
+        shares = record["statistics"]["label"]
+        summary.add("rows", classes_in_train={name: shares[share_name(number)] for number, name in enumerate(classes)})
+    else:
+        summary.add("rows", label_mean={split: figures["label"]["mean"] for split, figures in record["by_split"].items()})
     summary.add("features", **{
         "of the row itself": how["column"] + how["expression"],
         "as-of (of the moment)": how["as-of"],

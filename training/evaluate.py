@@ -22,7 +22,7 @@ from training.export import newest_run, read_images, read_model
 from training.feed import Batch, Feed, Order
 from training.feed.plan import default_lanes
 from training.loop import evaluate as evaluate_split
-from training.metrics import Metrics
+from training.metrics import COMPARED_BY, Metrics
 from training.models import Model
 from training.report import Findings, write_report
 from training.slices import Slices, choose_slices, read_id_names, validate_slices
@@ -102,7 +102,7 @@ def choose_model(world: World, lake: Lake, request: Request) -> tuple[str, Model
 
 def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, str]:
     """How the model compares with each baseline in the metric that counts, said in words."""
-    metric, better = {"binary": ("auc", 1), "multiclass": ("log_loss", -1), "regression": ("rmse", -1)}[kind]
+    metric, better = COMPARED_BY[kind]
     ours = figures["model"][metric]
     said = {}
     for name in figures.keys() - {"model"}:

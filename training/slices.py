@@ -21,7 +21,7 @@ from lakering.lake import Lake
 from lakering.manifest import Manifest
 from training.distributed import World
 from training.feed import Batch, Feed
-from training.metrics import build_small_metrics
+from training.metrics import COMPARED_BY, build_small_metrics
 from training.models.base import QUANTILE, Label
 
 #: Between which quantiles of train a float column is cut.
@@ -29,13 +29,12 @@ CUTS = (10, 25, 50, 75, 90)
 #: Beside an example table: columns feature, value, id.
 VOCABULARY = ("learnt", "vocabulary")
 PADDING, NULL = 0, 1
-#: What is shown of a kind of label, and by which figure, and which way, slices are sorted.
+#: What is shown of a kind of label.
 SHOWN = {
     "binary": ("rows", "base_rate", "mean_prediction", "log_loss", "normalised_entropy", "auc"),
     "multiclass": ("rows", "accuracy", "auc", "log_loss"),
     "regression": ("rows", "mae", "bias", "rmse"),
 }
-WORST = {"binary": ("auc", 1), "multiclass": ("log_loss", -1), "regression": ("rmse", -1)}
 OTHER = "other"
 
 Places = npt.NDArray[np.int64]
@@ -74,7 +73,7 @@ class Slices:
 
     def tables(self, names: Mapping[str, Mapping[int, str]]) -> dict[str, list[dict[str, Any]]]:
         """For each column its slices that have rows, the worst first; ``names`` are of ids, by column."""
-        metric, sign = WORST[self._kind]
+        metric, sign = COMPARED_BY[self._kind]
         tables: dict[str, list[dict[str, Any]]] = {}
         for column in self._columns:
             texts = [names.get(column.name, {}).get(id_, f"id {id_}") for id_ in column.ids]

@@ -8,7 +8,18 @@ from training.metrics.multiclass import MulticlassMetrics
 from training.metrics.regression import RegressionMetrics
 from training.models.base import Label
 
-__all__ = ["BinaryMetrics", "Metrics", "MulticlassMetrics", "RegressionMetrics", "build_metrics", "build_small_metrics"]
+__all__ = [
+    "COMPARED_BY",
+    "BinaryMetrics",
+    "Metrics",
+    "MulticlassMetrics",
+    "RegressionMetrics",
+    "build_metrics",
+    "build_small_metrics",
+]
+
+#: By which figure models, and parts of the rows, are compared, and whether more of it is better (1) or less (-1).
+COMPARED_BY = {"binary": ("auc", 1), "multiclass": ("log_loss", -1), "regression": ("rmse", -1)}
 
 
 def build_metrics(label: Label) -> Metrics:

@@ -14,6 +14,8 @@ MOST_BINS = 4096
 #: With more classes nobody reads a confusion matrix.
 MOST_CONFUSED = 50
 SUMS = 3
+#: Probabilities that are worked on at once, to bound memory.
+CELLS = 1 << 19
 
 
 class MulticlassMetrics:
@@ -31,6 +33,11 @@ class MulticlassMetrics:
         """Predictions are probabilities [rows, classes], labels the numbers of classes."""
         p, y = np.asarray(predictions, np.float64), np.asarray(label).astype(np.int64)
         w = weights_of(weight, len(y))
+        rows = max(CELLS // self._classes, 1)
+        for start in range(0, len(y), rows):
+            self._add(p[start : start + rows], y[start : start + rows], w[start : start + rows])
+
+    def _add(self, p: Floats, y: npt.NDArray[np.int64], w: Floats) -> None:
         is_class = y[:, None] == np.arange(self._classes)
         # One histogram for each class, and whether the row is of it.
         places = self._bins.places(p) + self._bins.number * (np.arange(self._classes) + self._classes * ~is_class)

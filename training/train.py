@@ -144,8 +144,7 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
 
 def _announce(world: World, loop: Loop) -> None:
     """One line and one log record on rank 0: who trains on what, for how long, and where its record goes."""
-    gpus = len(tf.config.get_visible_devices("GPU"))
-    there = world.gather(json.dumps([socket.gethostname(), f"{gpus} GPU" if gpus else "CPU"]), "announce")
+    there = world.gather(json.dumps([socket.gethostname(), world.device]), "announce")
     if world.rank != 0:
         return
     hosts = Counter(" ".join(json.loads(text)) for text in there)

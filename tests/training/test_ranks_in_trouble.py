@@ -17,7 +17,6 @@ import pytest
 from lakering.errors import SettingError, TrainingError
 from recipes import read_recipe
 from training.distributed import World, launch
-from training.distributed.launch import lost_rank
 from training.distributed.launcher import ancestors, is_orphan
 from training.distributed.peers import Peer, address_of, late_ranks, verdict
 from training.train import train, train_request
@@ -54,12 +53,6 @@ def test_addresses_of_interfaces():
     assert address_of("lo") == "127.0.0.1"
     with pytest.raises(TrainingError, match="network interface 'none0' has no IPv4 address"):
         address_of("none0")
-
-
-def test_the_rank_in_the_text_of_horovod_on_spark():
-    text = "Horovod detected that ... The first process to do so was:\nProcess name: 1\nExit code: 137\n"
-    assert lost_rank(text).message == "rank 1 ended with exit code 137"
-    assert lost_rank("no slots").message == "a rank died, or could not be started: no slots"
 
 
 def test_a_short_stall_is_refused():

@@ -1,7 +1,8 @@
 """Everything distributed: the only room that imports Horovod, and PySpark to ask for the submitted session."""
 
+from training.distributed.devices import parse_device
 from training.distributed.launch import launch, num_ranks
 from training.distributed.modes import only_first_speaks
 from training.distributed.world import STALL_SECONDS, World
 
-__all__ = ["STALL_SECONDS", "World", "launch", "num_ranks", "only_first_speaks"]
+__all__ = ["STALL_SECONDS", "World", "launch", "num_ranks", "only_first_speaks", "parse_device"]

@@ -11,14 +11,16 @@ import psutil
 
 from training.distributed.peers import end_process
 
+#: Set in the environment of a rank that a task of Spark started.
+SPARK_TASK = "LAKERING_SPARK_TASK"
 #: Seconds between two looks.
 INTERVAL = 1.0
 
 
 def ancestors(pid: int | None = None, *, in_spark: bool = False) -> list[psutil.Process]:
     """The processes from a rank up to its launcher: a Spark executor (the first JVM), or what started the session that
-    the rank is in. horovodrun and Horovod's tasks on Spark start each rank in a session of its own, below a helper and
-    perhaps a shell, any of which may be what is killed."""
+    the rank is in. horovodrun starts each rank in a session of its own, below a helper and a shell; Spark's tasks are
+    processes below their executor. Any of them may be what is killed."""
     process = psutil.Process(pid)
     chain = process.parents()
     leader = os.getsid(process.pid)
@@ -37,7 +39,7 @@ def is_orphan(chain: list[psutil.Process]) -> bool:
 
 def end_with_launcher(rank: int) -> None:
     """Starts the thread that ends this process when one above it is gone."""
-    chain = ancestors(in_spark="HOROVOD_SPARK_WORK_DIR" in os.environ)
+    chain = ancestors(in_spark=SPARK_TASK in os.environ)
 
     def watch() -> None:
         while not is_orphan(chain):

@@ -27,6 +27,8 @@ class World:
     """One rank: every collective gives back what it was given."""
 
     rank, size, local_rank, local_size = 0, 1, 0, 1
+    #: What it trains on, as a person is told.
+    device = "CPU"
 
     def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
         """The sums over all ranks of tensors of one type, as one grouped allreduce, for use inside a ``tf.function``."""

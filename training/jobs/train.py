@@ -12,7 +12,7 @@ import sys
 
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
-from training.distributed import STALL_SECONDS, launch, num_ranks, only_first_speaks
+from training.distributed import STALL_SECONDS, launch, num_ranks, only_first_speaks, parse_device
 from training.preview import preview_training
 from training.summaries import add_training
 from training.train import train_request
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
     flags.add_argument("--stall-seconds", type=int, default=STALL_SECONDS, metavar="S",
                        help="a rank that keeps the others waiting this long is named and ends the run")  # fmt: skip
+    flags.add_argument("--device", default="auto", metavar="D", help="cpu, gpu, or auto (default): a GPU if there is one")
     return flags
 
 
@@ -39,7 +40,8 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
                             profile=args.profile)  # fmt: skip
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
-    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds)
+    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds,
+                    parse_device(args.device))  # fmt: skip
     add_training(summary, result)
 
 

@@ -16,11 +16,11 @@ Request = dict[str, Any]
 
 
 def launch(function: str, request: Request, ranks: int | None = None, network_interface: str | None = None,
-           stall_seconds: int = STALL_SECONDS, device: Device = "auto",
-           elastic: tuple[int, int] | None = None) -> dict[str, Any]:  # fmt: skip
+           stall_seconds: int = STALL_SECONDS, elastic: tuple[int, int] | None = None,
+           device: Device = "auto") -> dict[str, Any]:  # fmt: skip
     """Calls ``module:name`` with (world, request) on every rank and returns rank 0's result; request and result are
     JSON-like. Under spark-submit one rank runs in the driver, unless tasks are assigned GPUs; several in one task slot
-    each. A rank for which the others wait longer than ``stall_seconds`` ends the run.
+    each. A rank for which the others wait longer than ``stall_seconds`` ends the run. ``elastic``: see ``run_on_spark``.
 
     Raises the LakeringError that a rank ended with; SettingError when there are fewer slots than ranks."""
     if stall_seconds < 10:

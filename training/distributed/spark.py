@@ -87,10 +87,10 @@ def wait_for_slots(context: SparkContext, least: int, most: int, *, patience: fl
             break
         time.sleep(INTERVAL)
     if slots < least:
-        gpus = wants_gpu(conf)
+        gpus, asked = wants_gpu(conf), f"--ranks {least}" if least == most else f"--elastic {least}:{most}"
         each = ", each with a GPU (spark.executor.resource.gpu.amount)" if gpus else ""
         raise SettingError(
-            f"--ranks {least}, but {context.master} has {slots} task slots{each}",
+            f"{asked}, but {context.master} has {slots} task slots{each}",
             next_step=f"ask for at most {slots} ranks, or give Spark more executors or {'GPUs' if gpus else 'cores'} "
             f"(--master 'local[{least}]', --num-executors, --executor-cores)",
         )

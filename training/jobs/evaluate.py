@@ -34,7 +34,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
         num_ranks(args.ranks)
         return preview_evaluation(summary, request)
     result = launch("training.evaluate:evaluate", request, args.ranks, args.network_interface, args.stall_seconds,
-                    parse_device(args.device))  # fmt: skip
+                    device=parse_device(args.device))  # fmt: skip
     if "report" in result:
         add_evaluation(summary, result)
 

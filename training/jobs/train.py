@@ -41,7 +41,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
     result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds,
-                    parse_device(args.device))  # fmt: skip
+                    device=parse_device(args.device))  # fmt: skip
     add_training(summary, result)
 
 

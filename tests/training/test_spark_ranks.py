@@ -181,7 +181,7 @@ def test_kills_under_spark_end_all_ranks_and_running_again_completes(spark_conf_
         run = start(spark_conf_dir, cluster, log, "train", tmp_path / "result", toy.recipe, *elastic,
                     conf=(f"spark.executorEnv.TEST_MARK={mark}", "spark.executor.memory=1g"))  # fmt: skip
         more = random_steps.randrange(20, 60)
-        wait_until(lambda: steps(toy.folder / "lake") >= before + more or run.poll() is not None, 300, log)
+        wait_until(lambda: steps(toy.folder / "lake") >= before + more or run.poll() is not None, 400, log)
         assert run.poll() is None, log.read_text()[-5000:]
         return run, mark, ranks_of(mark)
 
@@ -189,9 +189,9 @@ def test_kills_under_spark_end_all_ranks_and_running_again_completes(spark_conf_
     assert sorted(ranks) == [0, 1]
     assert not any(word in " ".join(rank.cmdline()).lower() for rank in ranks.values() for word in ("secret", "token", "request"))
     ranks[1].kill()
+    wait_until(lambda: not ranks_of(mark), 60, log)
     assert run.wait(60) == TrainingError.exit_status
     assert f"rank 1 on {HOST} was ended by SIGKILL" in log.read_text()
-    assert not ranks_of(mark)
 
     run, mark, ranks = begin()
     for process in (*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)):
@@ -202,7 +202,7 @@ def test_kills_under_spark_end_all_ranks_and_running_again_completes(spark_conf_
     executor = next(parent for parent in ranks[1].parents() if parent.name() == "java")
     executor.kill()
     assert run.wait(400) == 0, log.read_text()[-5000:]
-    assert f"rank 1 on {HOST} is gone with its Spark executor" in log.read_text()
+    assert "rank 1 on 127.0.0.1 is gone with its Spark executor" in log.read_text()  # as the cluster names the host
     assert "starting again from the newest checkpoint, with 1 to 2 ranks" in log.read_text()
     assert not ranks_of(mark)
     record = json.loads((tmp_path / "result").read_text())["record"]

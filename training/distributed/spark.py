@@ -152,11 +152,12 @@ def _failed_task(context: SparkContext, stage: int) -> TrainingError:
     tasks = context._jsc.sc().statusStore().taskList(stage, 0, 10_000)
     found = [tasks.apply(number) for number in range(tasks.size())]
     told = [(task.index(), task.host(), task.errorMessage().get()) for task in found if task.errorMessage().isDefined()]
-    told.sort(key=lambda task: "Lost" not in task[2])
+    signs = ("ExecutorLost", "worker exited", "Traceback")
+    told.sort(key=lambda task: next((number for number, sign in enumerate(signs) if sign in task[2]), len(signs)))
     if not told:
         return LostRank("a task of Spark failed, and with it all ranks")
     rank, host, reason = told[0]
-    if "Traceback" in reason:
+    if "Traceback" in reason and "worker exited" not in reason:
         return TrainingError(f"rank {rank} on {host} could not be started: {reason.strip().splitlines()[-1]}", next_step=(
             "executors need this project and its libraries in their Python (spark.pyspark.python)"))  # fmt: skip
     return LostRank(f"rank {rank} on {host} is gone with its Spark executor: {reason.strip().splitlines()[0]}",

@@ -124,6 +124,7 @@ class Training(Settings):
     early_stopping: EarlyStopping | None = None
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
+    commit_every: Int = Field(50, ge=1, description="steps; of elastic trainings: how far they go back when a rank is lost")
     tensorboard: bool = Field(True, description="write event files beside the log of steps")
 
     @field_validator("compression", mode="before")

@@ -145,8 +145,12 @@ class Loop:
                 progress.last_loss = result.loss
                 self.steps_done += 1
                 watch.step(progress.global_step, progress.epoch, result.loss, rows)
-                if progress.global_step % self.settings.checkpoint_every == 0 and progress.step < self.feed.num_steps:
-                    self.save()
+                self.world.reached(progress.global_step)
+                if progress.step < self.feed.num_steps:
+                    if progress.global_step % self.settings.checkpoint_every == 0:
+                        self.save()
+                    elif progress.global_step % self.settings.commit_every == 0:
+                        self.world.commit(self.capture, self.steps.flush)
                 self.world.doing(f"waiting for the input of global step {progress.global_step}")
                 times.ask()
         times.seconds = time.perf_counter() - started
@@ -198,6 +202,7 @@ class Loop:
             return write_checkpoint(self.lake, self.run, self.capture(), keep=self.settings.keep_checkpoints)
 
         self.world.from_first("checkpoint", write)
+        self.world.commit(self.capture, self.steps.flush)
 
     def _log_step(self, result: StepResult, rate: float, rows: int, times: StepTimes) -> None:
         if self.world.rank == 0:

@@ -26,6 +26,10 @@ def add_training(summary: Summary, result: dict[str, Any]) -> None:
     summary.add("steps", **{name: timings[name] for name in names if name in timings})
     if record.get("profile"):
         summary.add("profile", **record["profile"])
+    if resets := record.get("resets"):
+        summary.add("elastic", resets=len(resets), steps_done_again=sum(reset["steps_again"] for reset in resets),
+                    left=[member for reset in resets for member in reset["left"]],
+                    joined=[member for reset in resets for member in reset["joined"]])  # fmt: skip
     names = ("bytes_read", "row_groups_read", "row_groups_read_by_another_rank_too", "cache_hits", "cache_misses",
              "images_skipped")  # fmt: skip
     summary.add("feed", **{name: timings[name] for name in names})

@@ -26,7 +26,7 @@ from lakering.record import LOCK, read_record, write_record
 from lakering.storage import Storage, StorageSettings
 from recipes import Recipe
 from recipes.training import Training
-from training.checkpoint import Checkpoint, newest_checkpoint
+from training.checkpoint import Checkpoint, list_checkpoints, newest_checkpoint
 from training.distributed import World
 from training.early_stopping import validate_early_stopping
 from training.export import FOLDER, JSON, write_model
@@ -92,7 +92,7 @@ def train(world: World, request: Request) -> dict[str, Any]:
     lake, settings = lake_of(request), Training.model_validate(request["training"])
     set_threads(world)
     chosen = choose_run(world, lake, request)
-    run_id = chosen.run
+    run_id = world.memory.setdefault("run", chosen.run)
     if chosen.complete:
         notes = ["no step was profiled: the run is complete (--new trains again)"] if request.get("profile") else []
         world.from_first("newest", lambda: lake.make_newest(*lake.run(request["recipe"], run_id), FOLDER, JSON))
@@ -111,15 +111,18 @@ def choose_run(world: World, lake: Lake, request: Request) -> Chosen:
     manifest = _snapshot(world, lake, request)
     code = code_version("training", "lakering", "recipes")
     made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
-    found = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from)))
+    found = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from), world.memory.get("run")))
     return Chosen(manifest, made_from, found["run"], found["complete"])
 
 
 def _train(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
            made_from: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
-    started = time.time()
+    started = world.memory.setdefault("started", time.time())
     loop = build_loop(world, lake, request, manifest, settings, run_id, made_from)
-    checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
+    notes: list[str] = []
+    checkpoint = world.recover(lambda: int(max(list_checkpoints(lake, loop.run), default=-1)))
+    if checkpoint is None:
+        checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
     if world.size > settings.window:
         notes.append(f"{world.size} ranks share windows of {settings.window} row groups: each row group is read by "
                      f"several ranks; raise training.window to {4 * world.size}")  # fmt: skip
@@ -128,7 +131,7 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
         log.info("training", extra={"facts": {"run": run_id, "steps": settings.epochs * loop.feed.num_steps,
                                               **derive(settings).facts(settings)}})  # fmt: skip
     _begin(world, loop, checkpoint, made_from)
-    resumed_at = loop.progress.global_step
+    resumed_at = world.memory.setdefault("resumed_at", loop.progress.global_step)
     world.from_first("record", lambda: write_record(
         lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
     _announce(world, loop)
@@ -178,12 +181,13 @@ def _snapshot(world: World, lake: Lake, request: Request) -> Manifest:
     return world.together("manifest", lambda: read_manifest(lake, request["recipe"], snapshot))
 
 
-def _choose_run(lake: Lake, request: Request, base: str) -> dict[str, Any]:
-    """The newest run of this fingerprint, or with ``--new`` the next: BASE, BASE-2, BASE-3, ..."""
+def _choose_run(lake: Lake, request: Request, base: str, under_way: str | None) -> dict[str, Any]:
+    """The newest run of this fingerprint, or with ``--new`` the next: BASE, BASE-2, BASE-3, ...; or the one under way, of
+    an elastic training."""
     numbers = [1] if base in (known := lake.storage.list(RUNS, request["recipe"])) else []
     numbers += [int(name[len(base) + 1 :]) for name in known if name.startswith(f"{base}-") and name[len(base) + 1 :].isdigit()]
     number = max(numbers, default=0) + 1 if request["new"] or not numbers else max(numbers)
-    run = base if number == 1 else f"{base}-{number}"
+    run = under_way or (base if number == 1 else f"{base}-{number}")
     record = read_record(lake, request["recipe"], run)
     return {"run": run, "complete": bool(record) and record["status"] == COMPLETE if record else False}
 
@@ -253,7 +257,8 @@ def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, An
     rows = {"rows": manifest.num_rows, "steps_per_epoch": loop.feed.num_steps,
             "parameters": int(sum(variable.shape.num_elements() for variable in loop.model.variables))}  # fmt: skip
     order = asdict(loop.feed.order)
-    return {"inputs": {**made_from, "build": manifest.build, "version": manifest.version}, "ranks": world.size,
+    resets = {"resets": world.memory["resets"]} if "resets" in world.memory else {}
+    return {**resets, "inputs": {**made_from, "build": manifest.build, "version": manifest.version}, "ranks": world.size,
             "versions": versions, "counts": rows, "order": order,
             "derived": derive(loop.settings).facts(loop.settings)}  # fmt: skip
 

@@ -84,7 +84,7 @@ def fp16_sums(world: World) -> dict[str, Any]:
 def table_after_steps(world: World, feed: Feed, manifest: Any, optimizer: str, **options: Any) -> tuple[list[np.ndarray], Step]:
     """The weights after some steps, to the last of which rank 1 gives nothing."""
     model = Table(ModelColumns.of(manifest))
-    settings = Training(optimizer=optimizer)  # type: ignore[arg-type]
+    settings = Training(optimizer=optimizer)
     step = Step(model, Optimizer(settings, model.variables), world, seed=1, batch_rows=100, **options)
     for batch in feed.epoch(0):
         step(batch if batch.step < 6 or world.rank == 0 else None, batch.step, 0.1)

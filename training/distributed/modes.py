@@ -42,13 +42,19 @@ def validate_ranks(mode: Mode, ranks: int | None) -> int:
 
 def only_first_speaks(argv: list[str]) -> list[str]:
     """For a job under horovodrun: on all ranks but the first, standard output is closed and ``--summary`` left out, so
-    that one summary is printed and written. Returns the arguments to go on with."""
-    if is_first_rank():
+    that one summary is printed and written. Returns the arguments to go on with. An elastic run tells at its end which
+    rank is the first."""
+    if is_first_rank() or "HOROVOD_ELASTIC" in os.environ:
         return argv
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    be_silent()
     kept, skip = [], False
     for argument in argv:
         if not skip and argument != "--summary" and not argument.startswith("--summary="):
             kept.append(argument)
         skip = argument == "--summary"
     return kept
+
+
+def be_silent() -> None:
+    """Closes this process's standard output."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

@@ -25,7 +25,7 @@ BEAT = 0.5
 #: Seconds without a word after which a rank is named as silent: its machine is down, or its process is stopped.
 SILENT = 30.0
 #: Seconds that the other ranks have to end by themselves once the reason is known; then their processes are ended.
-GRACE = 15.0
+GRACE, GRACE_ELASTIC = 15.0, 60.0
 #: Seconds to connect at the start, and to say who one is.
 CONNECT, GREET = 60.0, 5.0
 MAX_LINE = 1 << 16
@@ -83,16 +83,20 @@ class Peers:
     When a rank dies, the others have ``GRACE`` seconds to end with the reason; then their processes are ended."""
 
     def __init__(self, rank: int, size: int, broadcast: Callable[[str], str], *, stall_seconds: float,
-                 abandon: Callable[[], None]) -> None:  # fmt: skip
+                 abandon: Callable[[], None], elastic: bool = False) -> None:  # fmt: skip
         """``broadcast`` gives every rank rank 0's text; all ranks make their Peers together. ``abandon`` makes collectives
-        that wait for others fail; it is called in a thread of its own when the run ends."""
-        self.rank, self._stall_seconds, self._abandon = rank, stall_seconds, abandon
+        that wait for others fail; it is called in a thread of its own when the run ends; an ``elastic`` one may go
+        on, and its processes have longer."""
+        self.rank, self._stall_seconds, self._abandon, self._elastic = rank, stall_seconds, abandon, elastic
+        self.lost = False
+        """Whether the reason is that a rank is gone, or its machine: those that are left could go on without it."""
         self._warn_at = stall_seconds / 10
         self._me = Peer(socket.gethostname())
         self._peers = {rank: self._me}
         self._reason: str | None = None
         self._known = threading.Event()
         self._closed = threading.Event()
+        self._released = threading.Event()
         self._asked = self._all_left = False
         if rank == 0:
             with listen(size) as server:
@@ -128,6 +132,11 @@ class Peers:
                 _send(connection, {"end": failure[:2000]})
                 connection.shutdown(socket.SHUT_WR)
 
+    def release(self) -> None:
+        """Lets go of the others: this process goes on without them."""
+        self.close()
+        self._released.set()
+
     def _accept(self, server: socket.socket, token: str, size: int) -> dict[int, socket.socket]:
         found: dict[int, socket.socket] = {}
         until = time.monotonic() + CONNECT
@@ -162,7 +171,7 @@ class Peers:
                 connection.settimeout(GREET)
                 selector.register(connection, selectors.EVENT_READ, rank)
             asked_at: float | None = None
-            while self._reason is not None or not self._closed.is_set():
+            while not self._released.is_set() and (self._reason is not None or not self._closed.is_set()):
                 for key, _ in selector.select(BEAT):
                     content = _receive(key.fileobj)  # type: ignore[arg-type]
                     if not content:
@@ -180,7 +189,8 @@ class Peers:
                         asked_at = now
                     # A death is seen by Horovod and by us in either order: a second settles it.
                     if asked_at is not None and now - asked_at > 1 and self._reason is None:
-                        self._decide(verdict(self._peers, now) or "the ranks lost each other: the network broke, or one failed")
+                        self._decide(verdict(self._peers, now) or "the ranks lost each other: the network broke, or one failed",
+                                     lost=not any(peer.end for peer in self._peers.values()))  # fmt: skip
                 else:
                     state = {
                         "doing": self._me.doing,
@@ -191,14 +201,17 @@ class Peers:
                     with contextlib.suppress(OSError):
                         _send(self._connections[0], state)
                 if self._reason is not None:
-                    deadline = deadline or now + GRACE
+                    deadline = deadline or now + (GRACE_ELASTIC if self._elastic else GRACE)
                     if now > deadline:
                         end_process(f"error: {self._reason}")
+        if self._released.is_set():
+            for connection in self._connections.values():
+                connection.close()
 
     def _hear(self, rank: int, said: dict[str, Any]) -> None:
         now = time.monotonic()
         if "reason" in said:
-            self._learn(said["reason"])
+            self._learn(said["reason"], lost=said["lost"])
         elif rank in self._peers and rank != self.rank:
             peer = self._peers[rank]
             peer.heard = now
@@ -216,9 +229,9 @@ class Peers:
         if self.rank == 0:
             peer = self._peers[rank]
             if not peer.left:
-                self._decide(died(rank, peer))
+                self._decide(died(rank, peer), lost=True)
         elif not self._all_left:
-            self._learn("rank 0 died (killed, out of memory or crashed): its connection broke")
+            self._learn("rank 0 died (killed, out of memory or crashed): its connection broke", lost=True)
 
     def _judge(self, now: float) -> None:
         """On rank 0: names the rank that keeps the others waiting, and ends the run when it is time."""
@@ -235,21 +248,21 @@ class Peers:
         for rank, peer in self._peers.items():
             if not peer.left and now - peer.heard > SILENT:
                 self._decide(f"rank {rank} on {peer.host} was not heard of for {SILENT:.0f} s (its machine is down, "
-                             f"or its process is stopped), last seen {peer.doing}")  # fmt: skip
+                             f"or its process is stopped), last seen {peer.doing}", lost=True)  # fmt: skip
 
-    def _decide(self, reason: str) -> None:
+    def _decide(self, reason: str, *, lost: bool = False) -> None:
         """On rank 0: the reason, told to all, and printed at once, since a launcher may end this process any moment."""
         if self._reason is not None:
             return
-        _print(f"ending: {reason}")
-        self._learn(reason)
+        _print(f"{'lost' if lost and self._elastic else 'ending'}: {reason}")
+        self._learn(reason, lost=lost)
         for connection in self._connections.values():
             with contextlib.suppress(OSError):
-                _send(connection, {"reason": reason})
+                _send(connection, {"reason": reason, "lost": lost})
 
-    def _learn(self, reason: str) -> None:
+    def _learn(self, reason: str, *, lost: bool = False) -> None:
         if self._reason is None:
-            self._reason = reason
+            self._reason, self.lost = reason, lost
             self._known.set()
             threading.Thread(target=self._abandon, name="abandon", daemon=True).start()
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lakering import errors
 from lakering.errors import LakeringError, TrainingError
+from training.checkpoint import Checkpoint
 from training.distributed.launcher import end_with_launcher
 from training.distributed.peers import Peers
 
@@ -47,8 +48,8 @@ class World:
         """Every rank's text, in the order of ranks."""
         return [text]
 
-    def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
-        """Rank 0's array; shape and type are the same on all ranks."""
+    def broadcast(self, value: npt.NDArray, name: str, root: int = 0) -> npt.NDArray:
+        """Rank ``root``'s array; shape and type are the same on all ranks."""
         return value
 
     def watch(self) -> AbstractContextManager[None]:
@@ -62,6 +63,24 @@ class World:
 
     def close(self, failure: BaseException | None = None) -> None:
         """Leaves the ranks; the others learn with which error."""
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """JSON-like facts that every rank has, and that an elastic training keeps when ranks are lost or join."""
+        return self.__dict__.setdefault("_memory", {})
+
+    def reached(self, global_step: int) -> None:
+        """Notes how many steps are done."""
+
+    def commit(self, capture: Callable[[], Checkpoint], flush: Callable[[], None]) -> None:
+        """Called on every rank between the same two steps: an elastic training keeps the state, after ``flush`` on rank 0,
+        to go on from when ranks are lost. When hosts were added the world ends here."""
+
+    def recover(self, stored: Callable[[], int]) -> Checkpoint | None:
+        """What an elastic training goes on from after ranks were lost or joined: the newest state that any rank kept, on
+        all of them. None at a start, and when ``stored`` (asked on rank 0: the global step of the newest checkpoint in
+        storage, -1 for none) is newer."""
+        return None
 
     def doing(self, what: str, *, waiting: bool = False) -> None:
         """Notes what this rank does from now on, and whether it waits for the others meanwhile: for the text that names
@@ -111,24 +130,27 @@ class HorovodWorld(World):
 
     A rank that keeps the others waiting for ``stall_seconds`` (whole, 10 or more) ends the run with its name."""
 
-    def __init__(self, stall_seconds: int = STALL_SECONDS) -> None:
+    _elastic = False
+
+    def __init__(self, stall_seconds: int = STALL_SECONDS, *, watch_launcher: bool = True) -> None:
         # A stalled rank waits for ever by default. Read when Horovod starts, so set before it.
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(stall_seconds // 10))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(stall_seconds))
         # Nothing is recorded until ``timeline``, which Horovod refuses later unless it was told so at its start.
         os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
-        end_with_launcher(int(os.environ.get("HOROVOD_RANK", "0")))
+        if watch_launcher:
+            end_with_launcher(int(os.environ.get("HOROVOD_RANK", "0")))
         import horovod.tensorflow as hvd
 
-        hvd.init()
         self._hvd = hvd
+        self._peers: Peers | None = None
+        self._shutting_down, self._is_down = threading.Lock(), False
+        hvd.init()
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
-        self._peers: Peers | None = None
-        self._shutting_down = threading.Lock()
         if self.size > 1:
             self._peers = Peers(self.rank, self.size, lambda text: self.gather(text, "peers")[0],
-                                stall_seconds=stall_seconds, abandon=self._shutdown)  # fmt: skip
+                                stall_seconds=stall_seconds, abandon=self._shutdown, elastic=self._elastic)  # fmt: skip
 
     def sum_tensors(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
@@ -154,11 +176,11 @@ class HorovodWorld(World):
         ends = np.cumsum(lengths)
         return [joined[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)]
 
-    def broadcast(self, value: npt.NDArray, name: str) -> npt.NDArray:
+    def broadcast(self, value: npt.NDArray, name: str, root: int = 0) -> npt.NDArray:
         import tensorflow as tf
 
         with self._waiting(name):
-            return self._hvd.broadcast(tf.constant(value), root_rank=0, name=name).numpy()
+            return self._hvd.broadcast(tf.constant(value), root_rank=root, name=name).numpy()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -166,11 +188,15 @@ class HorovodWorld(World):
 
         try:
             yield
-        except tf.errors.UnknownError as error:
-            if "Horovod" not in error.message:
+        # The last two: the others were known to be gone before the collective began.
+        except (tf.errors.UnknownError, tf.errors.FailedPreconditionError, ValueError) as error:
+            if "Horovod" not in str(error):
                 raise
             reason = self._peers.why() if self._peers else None
-            raise TrainingError(reason or f"rank {self.rank} lost the other ranks: one of them failed or was ended") from error
+            raise self._gone(reason or f"rank {self.rank} lost the other ranks: one of them failed or was ended") from error
+
+    def _gone(self, reason: str) -> TrainingError:
+        return TrainingError(reason)
 
     @contextmanager
     def timeline(self, path: str) -> Iterator[None]:
@@ -201,8 +227,10 @@ class HorovodWorld(World):
         self._shutdown()
 
     def _shutdown(self) -> None:
-        with self._shutting_down:  # Horovod joins its thread, which two must not do at once
-            self._hvd.shutdown()
+        with self._shutting_down:  # Horovod joins its thread, which two must not do at once, nor later: it may run anew
+            if not self._is_down:
+                self._is_down = True
+                self._hvd.shutdown()
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -12,7 +12,7 @@ import sys
 
 from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
-from training.distributed import STALL_SECONDS, launch, num_ranks, only_first_speaks, parse_device
+from training.distributed import MAX_RESETS, STALL_SECONDS, Elastic, launch, num_ranks, only_first_speaks, parse_device
 from training.preview import preview_training
 from training.summaries import add_training
 from training.train import train_request
@@ -27,6 +27,10 @@ def parser() -> argparse.ArgumentParser:
                        help="K times the recipe's global batch; learning rate and warm-up are scaled with it")  # fmt: skip
     flags.add_argument("--profile", metavar="FIRST:LAST",
                        help="record these global steps for TensorBoard's profiler, with Horovod's timeline")  # fmt: skip
+    flags.add_argument("--elastic", metavar="MIN:MAX",
+                       help="go on when ranks die (under horovodrun --min-np MIN --max-np MAX also when hosts are added)")  # fmt: skip
+    flags.add_argument("--max-resets", type=int, default=MAX_RESETS, metavar="N",
+                       help="with --elastic: end when ranks were lost or added more often")  # fmt: skip
     flags.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing, launch no rank")
     flags.add_argument("--network-interface", metavar="NIC", help="what ranks talk over (default: Horovod's choice)")
     flags.add_argument("--stall-seconds", type=int, default=STALL_SECONDS, metavar="S",
@@ -40,8 +44,9 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
                             profile=args.profile)  # fmt: skip
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
-    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds,
-                    device=parse_device(args.device))  # fmt: skip
+    elastic = Elastic.parse(args.elastic, args.max_resets) if args.elastic else None
+    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds, elastic,
+                    parse_device(args.device))  # fmt: skip
     add_training(summary, result)
 
 

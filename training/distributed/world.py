@@ -66,8 +66,8 @@ class World:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """JSON-like facts that every rank has, and that an elastic training keeps when ranks are lost or join."""
-        return self.__dict__.setdefault("_memory", {})
+        """JSON-like facts that an elastic training keeps, on every rank, when ranks are lost or join; else empty each time."""
+        return {}
 
     def reached(self, global_step: int) -> None:
         """Notes how many steps are done."""

@@ -29,9 +29,9 @@ LAUNCHER = [sys.executable, "-m", "training.distributed.horovodrun"]
 #: Seconds: a busy machine takes long to import TensorFlow.
 START = 300
 #: 65 steps an epoch.
-SETTINGS = {"epochs": 30, "global_batch_size": 10, "precision": "float64", "commit_every": 10, "checkpoint_every": 50}
+SETTINGS = {"epochs": 12, "global_batch_size": 10, "precision": "float64", "commit_every": 10, "checkpoint_every": 50}
 OVERRIDES = [f"training.{name}={value}" for name, value in SETTINGS.items()]
-NUM_STEPS = 30 * 65
+NUM_STEPS = 12 * 65
 PLANTED = "not-for-other-eyes"
 
 
@@ -147,7 +147,7 @@ class Run:
         pid, step, ranks = map(int, (self.folder / f"rank-{number}").read_text().split())
         return pid, step, ranks
 
-    def until(self, condition, seconds: float = 240) -> None:
+    def until(self, condition, seconds: float = START) -> None:
         """Lets it do some steps at a time, until the condition holds."""
         end = time.monotonic() + seconds
         while not condition():
@@ -155,7 +155,7 @@ class Run:
             assert self.process.poll() is None, self.out.read_text()[-5000:]
             if max(self.rank(r)[1] for r in (0, 1) if (self.folder / f"rank-{r}").exists()) >= self.gate - 2:
                 self.advance(2)
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def started(self) -> None:
         end = time.monotonic() + START
@@ -202,7 +202,7 @@ def test_ranks_die_and_join_and_every_step_is_done_once(tmp_path, toy_writer, jo
         run.kill(1, run.rank(0)[1] + random.randrange(20, 60))
         run.until(lambda: run.out.read_text().count("going on with 1 rank from step") == 2)
         run.advance(NUM_STEPS)
-        assert run.process.wait(240) == 0, run.out.read_text()[-5000:]
+        assert run.process.wait(START) == 0, run.out.read_text()[-5000:]
     finally:
         run.process.kill()
     said = json.loads((tmp_path / "summary.json").read_text())

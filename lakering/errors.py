@@ -7,7 +7,9 @@
     ├─ RefusedError    4  the data broke its contract beyond the limit
     ├─ IntegrityError  5  something written earlier is gone, cut or changed
     ├─ BusyError       6  another writer holds what is needed
-    └─ TrainingError   7  training cannot go on: ranks disagree, a loss is not finite, a rank died
+    ├─ TrainingError   7  training cannot go on: ranks disagree, a loss is not finite, a rank died
+    ├─ UnsavedError    8  the last checkpoint, or the trained model, could not be written
+    └─ StoppedError   75  a termination notice ended a training early; its state is saved, and the same command goes on
 
 A message names the thing, the value it had, and the next step. Exit status 0 means that everything asked for is in
 place; 130 that a person interrupted the job.
@@ -80,6 +82,18 @@ class TrainingError(LakeringError):
     """Training cannot go on."""
 
     exit_status = 7
+
+
+class UnsavedError(LakeringError):
+    """The last state of a training, or its model, could not be written."""
+
+    exit_status = 8
+
+
+class StoppedError(LakeringError):
+    """A termination notice ended a training before its end. Its state is saved: the same command goes on."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -209,13 +209,20 @@ class Storage:
 
     def write(self, content: bytes, *parts: str) -> None:
         """Writes a file whole or not at all, and durably."""
+        with self.writing(*parts) as stream:
+            stream.write(content)
+
+    @contextmanager
+    def writing(self, *parts: str) -> Iterator[Any]:
+        """A binary stream into a file that is there, whole and durably, once the block ended without an error. S3 may keep
+        what was written up to an error."""
         path = self.path(*parts)
         if not self.is_local:
             puts_whole = self._scheme in S3_SCHEMES
             target = path if puts_whole else f"{path}.tmp-{os.getpid()}"
             with self._reached(path):
                 with self.filesystem.open_output_stream(target) as stream:
-                    stream.write(content)
+                    yield stream
                 if not puts_whole:
                     self.filesystem.move(target, path)
             return
@@ -225,7 +232,7 @@ class Storage:
         try:
             with os.fdopen(handle, "wb") as stream:
                 os.fchmod(handle, 0o644)
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(handle)
             os.replace(temporary, path)

@@ -124,6 +124,8 @@ class Training(Settings):
     early_stopping: EarlyStopping | None = None
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
+    keep_best: bool = Field(False, description="keep the checkpoint of the epoch with the least validation loss, too")
+    export: Literal["last", "best"] = Field("last", description="the epoch whose weights become the model")
     commit_every: Int = Field(50, ge=1, description="steps; of elastic trainings: how far they go back when a rank is lost")
     tensorboard: bool = Field(True, description="write event files beside the log of steps")
 
@@ -144,6 +146,8 @@ class Training(Settings):
             has = "has no" if self.step_decay is None else "does not use"
             raise ValueError(f"schedule: {self.schedule} {has} step_decay; write schedule: step with step_decay: "
                              "{at_epochs: [2, 3], factor: 0.1}, or neither")  # fmt: skip
+        if self.export == "best" and not self.keep_best:
+            raise ValueError("export: best takes the checkpoint that keep_best keeps: write keep_best: true with it")
         if self.accumulate > self.global_batch_size:
             raise ValueError(f"accumulate ({self.accumulate:,}) cuts a batch into more parts than it has rows "
                              f"(global_batch_size {self.global_batch_size:,})")  # fmt: skip

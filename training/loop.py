@@ -14,17 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from lakering.errors import TrainingError
+from lakering.errors import StoppedError, TrainingError
 from lakering.lake import Lake
 from recipes.training import Training
-from training.checkpoint import Arrays, Checkpoint, hash_arrays, write_checkpoint
+from training.checkpoint import Arrays, Checkpoint, hash_arrays
 from training.distributed import World
+from training.distributed.notice import Notice
 from training.early_stopping import stopping_reason
 from training.feed import Batch, Feed
 from training.metrics import build_metrics
 from training.models import Model
+from training.not_finite import explain
 from training.optimizers import Optimizer, name_of
 from training.profile import Profile
+from training.saver import Saver
 from training.schedules import learning_rate
 from training.step import Predictor, Step, StepResult
 from training.steplog import StepLog, plain
@@ -61,6 +64,7 @@ class Loop:
     made_from: dict[str, Any]
     profile: Profile | None = None
     progress: Progress = field(default_factory=Progress)
+    spot_notice: str | None = None
 
     def __post_init__(self) -> None:
         self.optimizer = Optimizer(self.settings, self.model.variables)
@@ -81,7 +85,10 @@ class Loop:
         for name, variable in self.optimizer.slots.items():
             variable.assign(checkpoint.optimizer[name])
         facts = checkpoint.facts
-        self.progress = Progress(facts["epoch"], facts["step"], facts["global_step"], facts["epochs"])
+        last_loss = facts.get("last_loss")
+        self.progress = Progress(
+            facts["epoch"], facts["step"], facts["global_step"], facts["epochs"], math.nan if last_loss is None else last_loss
+        )
 
     def validate_agreement(self, **facts: str) -> None:
         """Raises TrainingError unless all ranks hold the same weights, optimizer state, position and other facts."""
@@ -91,11 +98,16 @@ class Loop:
     def train(self) -> None:
         """Runs to the last step of the last epoch, or until early stopping ends it after an epoch.
 
-        Raises TrainingError when a loss is not finite, with the newest checkpoint from before it left in place."""
+        Raises TrainingError when a loss is not finite, with the newest checkpoint from before it left in place;
+        StoppedError on all ranks when one of them is told to stop, once a checkpoint is written; UnsavedError when the last
+        one could not be."""
         self.steps = StepLog(self.lake, self.run, self.progress.global_step, tensorboard=self.settings.tensorboard)
         if self.world.rank == 0:
             self.steps.drop_after()
         settings = self.settings
+        self.saver = Saver(self.lake, self.run, self.steps, keep=settings.keep_checkpoints, keep_best=settings.keep_best,
+                           epoch_steps=self.feed.num_steps)  # fmt: skip
+        self.notice = Notice(self.spot_notice)
         step = Step(self.model, self.optimizer, self.world, settings.seed, accumulate=settings.accumulate,
                     clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing,
                     batch_rows=settings.global_batch_size, compression=settings.compression,
@@ -106,13 +118,18 @@ class Loop:
         predictor = Predictor(self.model)
         total = self.settings.epochs * self.feed.num_steps
         watch = Watch(total, self.progress.global_step, shown=self.world.rank == 0)
-        with ExitStack() as profiling, closing(watch), self.world.watch(), closing(self.feed):
+        with ExitStack() as held:
             if self.profile is not None:
-                profiling.callback(self.profile.close)
+                held.callback(self.profile.close)
+            for part in (watch, self.feed, self.saver):
+                held.enter_context(closing(part))
+            held.enter_context(self.world.watch())
+            held.enter_context(self.notice)
             while self.progress.epoch < self.settings.epochs and self.stopped_early() is None:
                 times = StepTimes()
                 self._train_epoch(step, total, watch, times)
                 self._end_epoch(predictor, times)
+            self.world.from_first("checkpoint", self.saver.finish)
 
     def _train_epoch(self, step: Step, total: int, watch: Watch, times: StepTimes) -> None:
         progress = self.progress
@@ -128,11 +145,11 @@ class Loop:
                 batch, failure = (found, None) if isinstance(found, Batch) else (None, found)
                 rate = learning_rate(self.settings, progress.global_step, total)
                 self.world.doing(f"in global step {progress.global_step}", waiting=True)
-                result = step(batch, progress.global_step, rate)
+                result = step(batch, progress.global_step, rate, stopping=self.notice.given is not None)
                 if result.failed_ranks:
                     self.world.raise_together("feed", failure)
                 if not (math.isfinite(result.loss) and (result.skipped or math.isfinite(result.gradient_norm))):
-                    raise self._not_finite(result.loss, result.gradient_norm)
+                    raise self._not_finite(result.loss, result.gradient_norm, batch)
                 if result.skipped and (result.loss_scale or 0) < 1:
                     raise self._scale_too_small()
                 rows = batch.global_rows if batch is not None else 0
@@ -144,8 +161,11 @@ class Loop:
                 progress.global_step += 1
                 progress.last_loss = result.loss
                 self.steps_done += 1
+                self.saver.step_done()
                 watch.step(progress.global_step, progress.epoch, result.loss, rows)
                 self.world.reached(progress.global_step)
+                if result.stopping_ranks:
+                    self._stop(total)
                 if progress.step < self.feed.num_steps:
                     if progress.global_step % self.settings.checkpoint_every == 0:
                         self.save()
@@ -169,8 +189,9 @@ class Loop:
         log.info("epoch done", extra={"facts": {"epoch": self.progress.epoch, **figures, **spent}})
         self.progress.epoch += 1
         self.progress.step = 0
+        last = self.progress.epoch == self.settings.epochs or self.stopped_early() is not None
         with times.pausing():
-            self.save()
+            self.save(must=self.settings.keep_best or last)
         self.times.add(times)
         self.validate_agreement(early_stopping=self.stopped_early() or "goes on")
 
@@ -191,18 +212,29 @@ class Loop:
         """All that ``restore`` takes up, copied: the next step does not change it."""
         progress = self.progress
         facts = {"epoch": progress.epoch, "step": progress.step, "global_step": progress.global_step,
-                 "epochs": plain(progress.epochs), **self.made_from}  # fmt: skip
+                 "epochs": plain(progress.epochs), "last_loss": plain(progress.last_loss),
+                 # Whatever is drawn at random is drawn from the seed, a position and a row: there is no other state.
+                 "random": {"seed": self.settings.seed}, **self.made_from}  # fmt: skip
         return Checkpoint(self.weights(), self.slots(), facts)
 
-    def save(self) -> None:
-        """Writes the log of steps, then a checkpoint; on rank 0, with its error raised on all."""
+    def save(self, *, must: bool = False) -> None:
+        """Copies a checkpoint on rank 0, which a thread writes; see ``Saver.save``."""
+        if self.world.rank == 0:
+            self.saver.save(self.progress.global_step, self.capture, must=must)
 
-        def write() -> str:
-            self.steps.flush()
-            return write_checkpoint(self.lake, self.run, self.capture(), keep=self.settings.keep_checkpoints)
-
-        self.world.from_first("checkpoint", write)
         self.world.commit(self.capture, self.steps.flush)
+
+    def _stop(self, total: int) -> None:
+        """Ends the training on all ranks, which are at the same step, unless it was the last one."""
+        if self.progress.global_step >= total:
+            return
+        told = enumerate(self.world.gather(self.notice.given or "", "notice"))
+        why = "; ".join(f"rank {rank}: {given}" for rank, given in told if given)
+        self.save(must=True)
+        self.world.from_first("checkpoint", self.saver.finish)
+        raise StoppedError(f"a termination notice ({why}) stopped the training after {self.progress.global_step:,} of {total:,} "
+                           "steps, and all of them are saved",
+                           next_step="run the same command again: it goes on from there, on any number of ranks")  # fmt: skip
 
     def _log_step(self, result: StepResult, rate: float, rows: int, times: StepTimes) -> None:
         if self.world.rank == 0:
@@ -225,13 +257,11 @@ class Loop:
             "training.learning_rate or scale the features; the newest checkpoint is from before this step",
         )
 
-    def _not_finite(self, loss: float, norm: float) -> TrainingError:
+    def _not_finite(self, loss: float, norm: float, batch: Batch | None) -> TrainingError:
         at = self.progress
-        return TrainingError(
-            f"epoch {at.epoch}, step {at.step}: the loss is {loss} and the gradient's norm {norm}",
-            next_step="look for values that are not finite in the example table, or lower training.learning_rate; "
-            "the newest checkpoint is from before this step",
-        )
+        found, next_step = explain(self.world, self.feed, self.model.columns, batch, at.epoch, at.step)
+        return TrainingError(f"epoch {at.epoch}, step {at.step}: the loss is {loss} and the gradient's norm {norm}; {found}",
+                             next_step=f"{next_step}; the newest checkpoint is from before this step")  # fmt: skip
 
 
 def evaluate(world: World, feed: Feed, model: Model, predictor: Callable[[Batch], npt.NDArray[np.float64]],

@@ -23,13 +23,14 @@ from training.timing import timed
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of the whole global batch: mean loss, norm of the gradient, and how many ranks could not read their part. Of this rank:
-    the seconds of its allreduce, waiting for the others included. Where losses are scaled, the scale that the next step has; a
-    ``skipped`` step changed nothing, since its scaled gradient overflowed."""
+    """Of the whole global batch: mean loss, norm of the gradient, how many ranks could not read their part, and how many
+    were told to stop. Of this rank: the seconds of its allreduce, waiting for the others included. Where losses are scaled,
+    the scale that the next step has; a ``skipped`` step changed nothing, since its scaled gradient overflowed."""
 
     loss: float
     gradient_norm: float
     failed_ranks: int
+    stopping_ranks: int = 0
     allreduce_seconds: float = 0.0
     loss_scale: float | None = None
     skipped: bool = False
@@ -86,11 +87,11 @@ class Step:
         # One flat list: TensorFlow would go through a nested one at each step.
         @tf.function(input_signature=[*_numbers(model.columns), *_LABELLED, *_RATES, *_cells(model.columns)])
         def run(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor, rates: tf.Tensor,
-                failed: tf.Tensor, *cells: tf.Tensor) -> tf.Tensor:  # fmt: skip
+                told: tf.Tensor, *cells: tf.Tensor) -> tf.Tensor:  # fmt: skip
             number = tf.zeros([], dtype)
             rows = (floats, ids, label, weight, keys, *cells)
             *gradients, total, weights = sum_in_parts(local_sums, rows, accumulate, [*variables, number, number])
-            facts = tf.stack([total, weights, tf.cast(failed, total.dtype)])
+            facts = tf.concat([[total, weights], tf.cast(told, total.dtype)], 0)
             (gradients, facts), seconds = timed(world, [gradients, facts], lambda: exchange(gradients, facts))
             weights = scaled(facts[1])
             gradients = [on_values(lambda g: tf.math.divide_no_nan(g, weights), g) for g in gradients]  # it may weigh nothing
@@ -98,7 +99,7 @@ class Step:
             if clip_norm is not None:
                 most = tf.constant(clip_norm, norm.dtype)
                 gradients = [on_values(lambda g: g * (most / tf.maximum(norm, most)), g) for g in gradients]
-            result = [tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2], seconds]
+            result = [tf.math.divide_no_nan(facts[0], facts[1]), norm, facts[2], facts[3], seconds]
             if loss_scale is None:
                 optimizer.apply(gradients, rates)
             else:
@@ -110,18 +111,19 @@ class Step:
         #: What the ranks send each other in a step.
         self.communication: Communication = exchange.communication
 
-    def __call__(self, batch: Batch | None, global_step: int, learning_rate: float) -> StepResult:
-        """One step with this rank's part of the batch; ``None`` tells the others that it could not be read."""
+    def __call__(self, batch: Batch | None, global_step: int, learning_rate: float, *, stopping: bool = False) -> StepResult:
+        """One step with this rank's part of the batch; ``None`` tells the others that it could not be read, and
+        ``stopping`` that this rank was told to stop."""
         shown = batch if batch is not None else empty_batch(self._columns)
         rates = self._optimizer.rates(learning_rate, global_step)
         keys = row_keys(shown.output, self._seed, global_step)
-        failed = np.float32(0 if batch is not None else 1)
+        told = np.array([batch is None, stopping], np.float32)
         floats, ids, label, weight, cells = _inputs(shown, self._columns)
-        told = self._run(floats, ids, label, weight, keys, rates, failed, *cells).numpy().tolist()
-        loss, norm, failures, seconds, *scale = told
+        result = self._run(floats, ids, label, weight, keys, rates, told, *cells).numpy().tolist()
+        loss, norm, failures, stops, seconds, *scale = result
         if not scale:
-            return StepResult(loss, norm, round(failures), seconds)
-        return StepResult(loss, norm, round(failures), seconds, scale[0], not math.isfinite(norm))
+            return StepResult(loss, norm, round(failures), round(stops), seconds)
+        return StepResult(loss, norm, round(failures), round(stops), seconds, scale[0], not math.isfinite(norm))
 
     @property
     def num_traces(self) -> int:
@@ -147,8 +149,8 @@ class Predictor:
 
 #: Of each row: label, weight, and what its dropout is drawn from.
 _LABELLED = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]
-#: The optimizer's rates, and whether this rank's part could not be read.
-_RATES = [tf.TensorSpec([3], tf.float64), tf.TensorSpec([], tf.float32)]
+#: The optimizer's rates, and what this rank tells the others: that its part could not be read, that it was told to stop.
+_RATES = [tf.TensorSpec([3], tf.float64), tf.TensorSpec([2], tf.float32)]
 
 
 def _target(label: tf.Tensor, smoothing: float, facts: Label, dtype: tf.DType) -> tf.Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from lakering import __version__
-from lakering.errors import InputError, SettingError, TrainingError
+from lakering.errors import InputError, SettingError, UnsavedError
 from lakering.lake import RUNS, Lake
 from lakering.lock import storage_lock
 from lakering.manifest import Manifest, read_manifest, validate_files
@@ -26,8 +26,10 @@ from lakering.record import LOCK, read_record, write_record
 from lakering.storage import Storage, StorageSettings
 from recipes import Recipe
 from recipes.training import Training
-from training.checkpoint import Checkpoint, list_checkpoints, newest_checkpoint
+from training.best import read_best
+from training.checkpoint import Arrays, Checkpoint, list_checkpoints, newest_checkpoint, read_checkpoint
 from training.distributed import World
+from training.distributed.notice import validate_place
 from training.early_stopping import validate_early_stopping
 from training.export import FOLDER, JSON, write_model
 from training.feed import Feed, FeedStatistics, Order
@@ -36,6 +38,7 @@ from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
 from training.models import ModelColumns, build_model, read_model_section
 from training.profile import Profile, read_range
+from training.resume import named_run, validate_same
 from training.schedules import derive, with_scaled_batch
 from training.step import set_threads
 from training.steplog import plain
@@ -69,19 +72,24 @@ def lake_of(request: Request) -> Lake:
 
 
 def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False, scale_batch: int | None = None,
-                  profile: str | None = None) -> Request:  # fmt: skip
+                  profile: str | None = None, resume: str | None = None, spot_notice: str | None = None) -> Request:  # fmt: skip
     """What ``train`` takes; with ``scale_batch`` for so many times the recipe's batch, the learning rate scaled with it.
-    ``profile`` is FIRST:LAST, the steps to profile.
+    ``profile`` is FIRST:LAST, the steps to profile; ``resume`` names the run to go on with, ``spot_notice`` where a
+    termination notice appears (``distributed.notice``).
 
-    Raises SettingError when the recipe names no model, or a wrong one, and for a profile of no steps."""
+    Raises SettingError when the recipe names no model, or a wrong one, and for flags that cannot be."""
+    if resume is not None and new:
+        raise SettingError(f"--resume {resume} goes on with a run, and --new makes one: give one of them")
+    if spot_notice is not None:
+        validate_place(spot_notice)
     model = read_model_section(recipe)
     section = recipe.section("training", "feed")
     if scale_batch is not None:
         section["training"] = with_scaled_batch(section["training"], scale_batch)
     if section["feed"]["cache_folder"] is not None:
         section["feed"]["cache_folder"] = recipe.resolve(section["feed"]["cache_folder"])
-    return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new,
-            "profile": None if profile is None else read_range(profile)}  # fmt: skip
+    return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new, "resume": resume,
+            "spot_notice": spot_notice, "profile": None if profile is None else read_range(profile)}  # fmt: skip
 
 
 def train(world: World, request: Request) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def choose_run(world: World, lake: Lake, request: Request) -> Chosen:
     manifest = _snapshot(world, lake, request)
     code = code_version("training", "lakering", "recipes")
     made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
-    found = world.from_first("run", lambda: _choose_run(lake, request, fingerprint(made_from), world.memory.get("run")))
+    found = world.from_first("run", lambda: _choose_run(lake, request, made_from, world.memory.get("run")))
     return Chosen(manifest, made_from, found["run"], found["complete"])
 
 
@@ -136,6 +144,7 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
         lake, request["recipe"], run_id, **_facts(world, loop, manifest, made_from), status="running"))  # fmt: skip
     _announce(world, loop)
     loop.train()
+    notes += loop.saver.notes
     fed = {**feed_facts(world, loop.feed.statistics, loop.seconds), **time_facts(world, loop.times)}
     if fed["waiting_for_input_share"] > BOTTLENECK:
         notes.append(f"input is the bottleneck: the training waited for it {fed['waiting_for_input_share']:.0%} of its time; "
@@ -181,13 +190,16 @@ def _snapshot(world: World, lake: Lake, request: Request) -> Manifest:
     return world.together("manifest", lambda: read_manifest(lake, request["recipe"], snapshot))
 
 
-def _choose_run(lake: Lake, request: Request, base: str, under_way: str | None) -> dict[str, Any]:
-    """The newest run of this fingerprint, or with ``--new`` the next: BASE, BASE-2, BASE-3, ...; or the one under way, of
-    an elastic training."""
-    numbers = [1] if base in (known := lake.storage.list(RUNS, request["recipe"])) else []
+def _choose_run(lake: Lake, request: Request, made_from: dict[str, Any], under_way: str | None) -> dict[str, Any]:
+    """The run under way, of an elastic training; that which is named; else the newest of this fingerprint, or with ``--new``
+    the next: BASE, BASE-2, BASE-3, ..."""
+    base, known = fingerprint(made_from), lake.storage.list(RUNS, request["recipe"])
+    numbers = [1] if base in known else []
     numbers += [int(name[len(base) + 1 :]) for name in known if name.startswith(f"{base}-") and name[len(base) + 1 :].isdigit()]
     number = max(numbers, default=0) + 1 if request["new"] or not numbers else max(numbers)
     run = under_way or (base if number == 1 else f"{base}-{number}")
+    if request.get("resume") and not under_way:
+        run = named_run(lake, request["recipe"], request["resume"], made_from, known)
     record = read_record(lake, request["recipe"], run)
     return {"run": run, "complete": bool(record) and record["status"] == COMPLETE if record else False}
 
@@ -211,6 +223,9 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
         raise SettingError(f"training.drop_last leaves no batch: the {train_feed.num_rows:,} rows of train are fewer than "
                            f"training.global_batch_size {settings.global_batch_size:,}")  # fmt: skip
     columns = ModelColumns.of(manifest, settings.images)
+    if settings.keep_best and not manifest.num_rows.get("validation"):
+        raise SettingError("training.keep_best compares epochs by validation loss, and the snapshot has no validation split",
+                           next_step="leave keep_best out, or give examples.split a validation share")  # fmt: skip
     if settings.label_smoothing and columns.label.kind == "regression":
         raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and label {columns.label.name!r} is not "
                            "binary", next_step="leave it out: it is for labels of 0 and 1, or of classes")  # fmt: skip
@@ -226,8 +241,8 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     if request.get("profile"):
         profile = Profile(world, lake, run, tuple(request["profile"]))
         profile.validate(0, settings.epochs * train_feed.num_steps)
-    return Loop(world=world, lake=lake, run=run, model=model, settings=settings,
-                feed=train_feed, validation=validation, made_from=made_from, profile=profile)  # fmt: skip
+    return Loop(world=world, lake=lake, run=run, model=model, settings=settings, feed=train_feed, validation=validation,
+                made_from=made_from, profile=profile, spot_notice=request.get("spot_notice"))  # fmt: skip
 
 
 def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: dict[str, Any]) -> None:
@@ -244,12 +259,7 @@ def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: d
 
 def validate_origin(checkpoint: Checkpoint, made_from: dict[str, Any]) -> None:
     """Raises TrainingError, with both sides, for a checkpoint of another snapshot, recipe or code."""
-    for name, ours in made_from.items():
-        theirs = checkpoint.facts.get(name)
-        if theirs != ours:
-            raise TrainingError(f"the checkpoint at global step {checkpoint.global_step:,} was made with {name} {theirs}, "
-                                f"this training has {ours}",
-                                next_step="train anew (--new), or go on with the recipe and snapshot of the run")  # fmt: skip
+    validate_same(f"the checkpoint at global step {checkpoint.global_step:,}", checkpoint.facts, made_from)
 
 
 def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -268,14 +278,29 @@ def _finish(
 ) -> dict[str, Any]:
     """Exports the model, then completes the record."""
     settings = loop.settings
-    write_model(loop.lake, loop.run, loop.model, loop.weights(), section=request["model"], snapshot=manifest.id,
+    best = read_best(loop.lake, loop.run) if settings.keep_best else None
+    weights = loop.weights()
+    if best is not None and settings.export == "best":
+        weights = read_checkpoint(loop.lake, loop.run, best.checkpoint).weights
+    _write_model(loop, weights, section=request["model"], snapshot=manifest.id,
                 seed=settings.seed, precision=settings.precision, images=settings.images)  # fmt: skip
     timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
     metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1], "stopped_early": loop.stopped_early()}
+    if best is not None:
+        metrics |= {"best": best.facts, "exported": settings.export}
     return write_record(loop.lake, request["recipe"], run_id, status=COMPLETE, timings=plain(timings), metrics=plain(metrics),
                         steps=loop.progress.global_step, resumed_at=resumed_at, communication=loop.communication,
                         profile=loop.profile.facts if loop.profile is not None else None,
                         **(loop.optimizer.loss_scale.facts() if loop.optimizer.loss_scale else {}))  # fmt: skip
+
+
+def _write_model(loop: Loop, weights: Arrays, **facts: Any) -> None:
+    try:
+        write_model(loop.lake, loop.run, loop.model, weights, **facts)
+    except OSError as error:
+        raise UnsavedError(f"the model cannot be written to {loop.lake.storage.path(*loop.run)}: {error.strerror or error}",
+                           next_step="make room where the lake lies, then run the same command again: the training is "
+                           "done and saved, and only its model is written") from error  # fmt: skip
 
 
 def _say(world: World, notes: list[str]) -> None:

@@ -55,6 +55,12 @@ class Toy:
         return Path(self.lake.storage.path(self.manifest.table, f"{split}-{number}.parquet"))
 
 
+@pytest.fixture(autouse=True)
+def every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy's epoch is shorter than any write: without patience, which of its checkpoints are there would be chance."""
+    monkeypatch.setattr("training.saver.LEAST_WAIT", 60.0)
+
+
 @pytest.fixture
 def write_toy(tmp_path: Path) -> Callable[..., Toy]:
     """Writes a toy into a folder of its own; see ``write_toy_into``."""

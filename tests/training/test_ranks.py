@@ -25,6 +25,8 @@ from training.train import lake_of, train, train_request
 def seen(tmp_path_factory, toy_writer, job_environment):
     """What each rank of ``two_ranks.py`` saw, and the toy that they trained on."""
     toy = toy_writer(tmp_path_factory.mktemp("two"))
+    (toy.folder / "nan").mkdir()
+    toy_writer(toy.folder / "nan", nan_in_train_row=3)
     script = Path(__file__).with_name("two_ranks.py")
     command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--network-interface", "lo",
                sys.executable, str(script), str(toy.recipe), str(toy.folder)]  # fmt: skip
@@ -56,6 +58,14 @@ def test_a_broken_file_ends_every_rank_within_seconds(seen):
         assert rank["broken file"].startswith("IntegrityError: ")
         assert "train-1.parquet, row group 0 cannot be read" in rank["broken file"]
         assert rank["broken file's seconds"] < 30
+
+
+def test_a_row_that_is_not_finite_is_named_by_every_rank_at_the_same_step(seen):
+    """Whichever of them has it."""
+    ours, theirs = (rank["not finite"] for rank in seen[1])
+    assert ours == theirs
+    assert ours.startswith("TrainingError: epoch 0, step ")
+    assert "of the batch's values 1 are not finite: row_id 3: x0 is nan" in ours
 
 
 def test_two_ranks_have_the_losses_of_one(seen):

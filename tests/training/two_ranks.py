@@ -97,6 +97,7 @@ def main(recipe_path: str, output: str) -> None:
         lambda: train(world, {**request, "new": True, "training": {**request["training"], "learning_rate": 1 + world.rank}})
     )
     seen["broken feed"] = error_of(lambda: train_with_a_feed_that_breaks(world, request))
+    seen["not finite"] = error_of(lambda: train(world, train_request(read_recipe(f"{output}/nan/toy.yaml"))))
     started = time.monotonic()
     seen["broken file"] = error_of(lambda: train_on_a_broken_file(world, request))
     seen["broken file's seconds"] = time.monotonic() - started

@@ -23,12 +23,18 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--ranks", type=int, metavar="N", help="under spark-submit: how many ranks, one a task slot")
     flags.add_argument("--snapshot", metavar="ID", help="the snapshot to train on (default: the newest)")
     flags.add_argument("--new", action="store_true", help="train again, though a run of the same inputs is complete")
+    flags.add_argument("--resume", metavar="RUN",
+                       help="the run to go on with (default: that of the same snapshot, recipe and code, if any)")  # fmt: skip
+    flags.add_argument("--spot-notice", metavar="PLACE",
+                       help="file:/path or http(s) URL that is looked at every 2 s; once the file is there, or the URL answers "
+                       "200, the training is saved and ended as by SIGTERM, with exit status 75")  # fmt: skip
     flags.add_argument("--scale-batch", type=int, metavar="K",
                        help="K times the recipe's global batch; learning rate and warm-up are scaled with it")  # fmt: skip
     flags.add_argument("--profile", metavar="FIRST:LAST",
                        help="record these global steps for TensorBoard's profiler, with Horovod's timeline")  # fmt: skip
     flags.add_argument("--elastic", metavar="MIN:MAX",
-                       help="go on when ranks die (under horovodrun --min-np MIN --max-np MAX also when hosts are added)")  # fmt: skip
+                       help="go on when ranks die (and "
+                       "under horovodrun --min-np MIN --max-np MAX when hosts are added)")  # fmt: skip
     flags.add_argument("--max-resets", type=int, default=MAX_RESETS, metavar="N",
                        help="with --elastic: end when ranks were lost or added more often")  # fmt: skip
     flags.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing, launch no rank")
@@ -41,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace, summary: Summary) -> None:
     request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new, scale_batch=args.scale_batch,
-                            profile=args.profile)  # fmt: skip
+                            profile=args.profile, resume=args.resume, spot_notice=args.spot_notice)  # fmt: skip
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
     elastic = Elastic.parse(args.elastic, args.max_resets) if args.elastic else None

@@ -127,6 +127,8 @@ class Training(Settings):
     keep_best: bool = Field(False, description="keep the checkpoint of the epoch with the least validation loss, too")
     export: Literal["last", "best"] = Field("last", description="the epoch whose weights become the model")
     commit_every: Int = Field(50, ge=1, description="steps; of elastic trainings: how far they go back when a rank is lost")
+    compare_every: Int = Field(1000, ge=1, description="steps after which all ranks' weights are compared; at checkpoints too")
+    deterministic: bool = Field(False, description="bit-equal from run to run on as many ranks of the same machines; slower")
     tensorboard: bool = Field(True, description="write event files beside the log of steps")
 
     @field_validator("compression", mode="before")

@@ -17,6 +17,7 @@ import tensorflow as tf
 from lakering.errors import StoppedError, TrainingError
 from lakering.lake import Lake
 from recipes.training import Training
+from training.agreement import validate_same
 from training.checkpoint import Arrays, Checkpoint, hash_arrays
 from training.distributed import World
 from training.distributed.notice import Notice
@@ -71,6 +72,7 @@ class Loop:
         self.times = StepTimes()
         self.seconds = 0.0
         self.steps_done = 0
+        self.agreed_at = 0
 
     def weights(self) -> Arrays:
         return {name_of(variable): variable.numpy() for variable in self.model.variables}
@@ -94,6 +96,14 @@ class Loop:
         """Raises TrainingError unless all ranks hold the same weights, optimizer state, position and other facts."""
         at = f"epoch {self.progress.epoch}, step {self.progress.step}"
         self.world.agree({**facts, "position": at, "weights": hash_arrays(self.weights(), self.slots())})
+        self.agreed_at = self.progress.global_step
+
+    def compare_weights(self) -> None:
+        """Raises TrainingError, with the rank, the variable and the last step at which they agreed, unless the weights and
+        optimizer state of all ranks are the same."""
+        variables = {name_of(variable): variable for variable in self.model.variables} | self.optimizer.slots
+        validate_same(self.world, variables, global_step=self.progress.global_step, agreed_at=self.agreed_at)
+        self.agreed_at = self.progress.global_step
 
     def train(self) -> None:
         """Runs to the last step of the last epoch, or until early stopping ends it after an epoch.
@@ -166,11 +176,14 @@ class Loop:
                 self.world.reached(progress.global_step)
                 if result.stopping_ranks:
                     self._stop(total)
-                if progress.step < self.feed.num_steps:
-                    if progress.global_step % self.settings.checkpoint_every == 0:
-                        self.save()
-                    elif progress.global_step % self.settings.commit_every == 0:
-                        self.world.commit(self.capture, self.steps.flush)
+                going_on = progress.step < self.feed.num_steps
+                saves = going_on and progress.global_step % self.settings.checkpoint_every == 0
+                if saves or progress.global_step % self.settings.compare_every == 0:
+                    self.compare_weights()  # before they are saved: a checkpoint is of weights that all ranks had
+                if saves:
+                    self.save()
+                elif going_on and progress.global_step % self.settings.commit_every == 0:
+                    self.world.commit(self.capture, self.steps.flush)
                 self.world.doing(f"waiting for the input of global step {progress.global_step}")
                 times.ask()
         times.seconds = time.perf_counter() - started
@@ -189,11 +202,13 @@ class Loop:
         log.info("epoch done", extra={"facts": {"epoch": self.progress.epoch, **figures, **spent}})
         self.progress.epoch += 1
         self.progress.step = 0
-        last = self.progress.epoch == self.settings.epochs or self.stopped_early() is not None
+        self.compare_weights()
+        stopped = self.stopped_early()
+        self.world.agree({"early stopping": stopped or "goes on"})
+        last = self.progress.epoch == self.settings.epochs or stopped is not None
         with times.pausing():
             self.save(must=self.settings.keep_best or last)
         self.times.add(times)
-        self.validate_agreement(early_stopping=self.stopped_early() or "goes on")
 
     def stopped_early(self) -> str | None:
         """Why the training ends before its last epoch, in words."""

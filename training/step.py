@@ -207,3 +207,10 @@ def set_threads(world: World) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
     except RuntimeError:
         pass
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Has TensorFlow choose kernels whose results do not depend on the order in which threads end, for the rest of the
+    process. An operation that has none raises UnimplementedError when it runs."""
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()

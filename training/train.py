@@ -40,7 +40,7 @@ from training.models import ModelColumns, build_model, read_model_section
 from training.profile import Profile, read_range
 from training.resume import named_run, validate_same
 from training.schedules import derive, with_scaled_batch
-from training.step import set_threads
+from training.step import set_determinism, set_threads
 from training.steplog import plain
 from training.timing import time_facts
 
@@ -99,6 +99,7 @@ def train(world: World, request: Request) -> dict[str, Any]:
     files are gone, TrainingError when ranks disagree or a loss is not finite."""
     lake, settings = lake_of(request), Training.model_validate(request["training"])
     set_threads(world)
+    set_determinism(settings.deterministic)
     chosen = choose_run(world, lake, request)
     run_id = world.memory.setdefault("run", chosen.run)
     if chosen.complete:

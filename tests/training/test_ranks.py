@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_disagreement_and_failures_reach_every_rank(seen):
         assert "ranks disagree on" in rank["other recipe"]
         assert rank["broken feed"] == "IntegrityError: train-1.parquet, row group 0 cannot be read"
     assert "No such file" in seen[1][1]["from_first"]
+
+
+def test_a_weight_that_changes_on_one_rank_ends_every_rank(seen):
+    """At the next comparison, before it is saved; named are the rank and the variable, and when they were the same. The
+    gradients are sums over the ranks, so that nothing else differs."""
+    for rank in seen[1]:
+        assert rank["changed weight"] == (
+            f"TrainingError: the ranks' weights are no longer the same at global step 3: rank 1 on {socket.gethostname()} in "
+            "dense_0/weight; they agreed at global step 0"
+        )
 
 
 def test_a_broken_file_ends_every_rank_within_seconds(seen):

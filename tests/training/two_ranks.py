@@ -20,6 +20,7 @@ from tests.training.exchanges import exchanges
 from training.distributed.world import HorovodWorld
 from training.evaluate import evaluate, evaluate_request
 from training.feed import Feed
+from training.loop import Loop
 from training.train import lake_of, train, train_request
 
 #: All that a recipe for large batches may ask of a step.
@@ -63,6 +64,28 @@ def train_with_a_feed_that_breaks(world: HorovodWorld, request: dict[str, Any]) 
         Feed.epoch = epoch  # type: ignore[method-assign]
 
 
+def train_with_a_weight_that_changes(world: HorovodWorld, request: dict[str, Any]) -> None:
+    """On rank 1 alone, after its second step, by the least that its floats can change."""
+    train_loop, epoch = Loop.train, Feed.epoch
+
+    def train_and_change(loop: Loop) -> None:
+        def changing(feed: Feed, *args: int) -> Any:
+            for batch in epoch(feed, *args):
+                if batch.step == 2 and world.rank == 1 and feed is loop.feed:
+                    variable = next(v for v in loop.model.variables if "dense_0/weight" in v.name)
+                    variable.assign(np.nextafter(variable.numpy(), np.float32(9)))
+                yield batch
+
+        Feed.epoch = changing  # type: ignore[method-assign, assignment]
+        train_loop(loop)
+
+    Loop.train = train_and_change  # type: ignore[method-assign, assignment]
+    try:
+        train(world, {**request, "new": True, "training": {**request["training"], "compare_every": 3}})
+    finally:
+        Loop.train, Feed.epoch = train_loop, epoch  # type: ignore[method-assign]
+
+
 def train_on_a_broken_file(world: HorovodWorld, request: dict[str, Any]) -> None:
     """It has its size and its footer, and other bytes in its first row group."""
     lake = lake_of(request)
@@ -98,6 +121,7 @@ def main(recipe_path: str, output: str) -> None:
     )
     seen["broken feed"] = error_of(lambda: train_with_a_feed_that_breaks(world, request))
     seen["not finite"] = error_of(lambda: train(world, train_request(read_recipe(f"{output}/nan/toy.yaml"))))
+    seen["changed weight"] = error_of(lambda: train_with_a_weight_that_changes(world, request))
     started = time.monotonic()
     seen["broken file"] = error_of(lambda: train_on_a_broken_file(world, request))
     seen["broken file's seconds"] = time.monotonic() - started

@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-feed cluster cluster-stop clean
+.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-feed bench-ring cluster cluster-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -51,6 +51,9 @@ bench-ingest: data ## what the ingest costs, against plain Spark, a merge by han
 
 bench-feed: setup ## what the feed costs, against a plain scan, Petastorm's stock path, and itself
 	@$(BIN)/python benchmarks/feed.py
+
+bench-ring: setup ## what the training costs beyond its arithmetic, against bare functions, TensorFlow's strategy, and itself
+	@$(BIN)/python benchmarks/ring.py
 
 cluster: setup   ## a standalone Spark master and two workers on this machine
 	@$(BIN)/python scripts/cluster.py start

@@ -28,7 +28,7 @@ from training.steplog import FOLDER as STEPS  # noqa: E402
 from training.steplog import read_steps  # noqa: E402
 
 JOB = "training/jobs/train.py"
-ELASTIC = ("horovodrun", "--network-interface", "lo", "-np", "2", "--min-np", "1", "--max-np", "2", "-H", "localhost:1,127.0.0.1:1")
+ELASTIC = (*LAUNCHER, "--min-np", "1", "--max-np", "2", "-H", "localhost:1,127.0.0.1:1")
 #: Steps before the rank is killed, and how long the job has to go on.
 KILL_AFTER, GO_ON_SECONDS = 30, 180
 

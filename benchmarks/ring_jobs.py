@@ -3,12 +3,12 @@ when a rank is killed."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from training.steplog import read_steps  # noqa: E402
 
 JOB = "training/jobs/train.py"
 ELASTIC = (*LAUNCHER, "--min-np", "1", "--max-np", "2", "-H", "localhost:1,127.0.0.1:1")
-#: Steps before the rank is killed, and how long the job has to go on.
-KILL_AFTER, GO_ON_SECONDS = 30, 180
+#: Steps that are done before the rank is killed, and again after it; how long the job has for them; seconds that are looked
+#: at after the kill.
+STEPS_DONE, GO_ON_SECONDS, LOOK_SECONDS = 30, 180, 20
 
 
 class Jobs(Contestants):
@@ -69,34 +70,28 @@ class Jobs(Contestants):
                    "--set", "training.epochs=200", "--set", "training.checkpoint_every=10"]  # fmt: skip
         environment = {**stage_environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         job = psutil.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        steps: list[tuple[float, int]] = []
+        steps: list[float] = []
         said: list[str] = []
         reader = threading.Thread(target=read_steps_said, args=(job.stdout, steps, said), daemon=True)
         reader.start()
         try:
-            wait_for(lambda: len(steps) > KILL_AFTER, job, said)
+            wait_for(lambda: len(steps) > STEPS_DONE, job, said)
             rank_of(job, "127.0.0.1").kill()
             died, last = time.time(), len(steps)
-            wait_for(lambda: longest_silence(steps[last - 1 :]) > 1 and len(steps) > last + KILL_AFTER, job, said)
+            wait_for(lambda: time.time() > died + LOOK_SECONDS and len(steps) > last + STEPS_DONE, job, said)
         finally:
             for process in (job, *job.children(recursive=True)):
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             job.wait()
-        times = [at for at, _ in steps[last - 1 :]]
-        after = max(range(1, len(times)), key=lambda i: times[i] - times[i - 1])
-        return times[after] - died
+        return max(pairwise(steps[last - 1 :]), key=lambda pair: pair[1] - pair[0])[1] - died
 
 
-def read_steps_said(lines: Any, steps: list[tuple[float, int]], said: list[str]) -> None:
+def read_steps_said(lines: Any, steps: list[float], said: list[str]) -> None:
     for line in lines:
         said.append(line)
-        at = line.find('{"time"')
-        if at >= 0 and '"message": "step"' in line:
-            steps.append((time.time(), json.loads(line[at:])["global_step"]))
-
-
-def longest_silence(steps: list[tuple[float, int]]) -> float:
-    return max((b - a for (a, _), (b, _) in pairwise(steps)), default=0)
+        if '"message": "step"' in line:
+            steps.append(time.time())
 
 
 def wait_for(condition: Callable[[], bool], job: psutil.Popen, said: list[str]) -> None:

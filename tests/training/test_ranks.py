@@ -14,7 +14,7 @@ import pytest
 from lakering.errors import SettingError
 from recipes import read_recipe
 from tests.training.exchanges import local_gradients
-from tests.training.two_ranks import LARGE_BATCH
+from tests.training.two_ranks import LARGE_BATCH, SLICES
 from training.distributed import World, launch
 from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
 from training.evaluate import evaluate, evaluate_request
@@ -146,9 +146,21 @@ def test_two_ranks_evaluate_as_one(seen):
     toy, ranks = seen
     assert ranks[0]["again"] is False
     assert ranks[1]["evaluation"] == {}
-    alone = evaluate(World(), evaluate_request(read_recipe(toy.recipe), run=ranks[0]["run"]))
+    alone = evaluate(World(), evaluate_request(read_recipe(toy.recipe, overrides=[SLICES]), run=ranks[0]["run"]))
     assert alone["figures"]["model"] == pytest.approx(ranks[0]["evaluation"]["figures"]["model"], rel=1e-6)
     assert alone["figures"]["model"]["rows"] == 300
+    slices = ranks[0]["evaluation"]["slices"]
+    assert sum(row["rows"] for row in slices["a"]) == 300
+    for column, table in alone["slices"].items():
+        for ours, theirs in zip(table, slices[column], strict=True):
+            assert ours.pop("value") == theirs.pop("value")
+            assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_ranks_stop_early_together(seen):
+    for rank in seen[1]:
+        assert [epoch["epoch"] for epoch in rank["stopped early"]["epochs"]] == [0, 1]
+        assert rank["stopped early"]["stopped_early"].startswith("stopped early after epoch 1: validation_log_loss has not been")
 
 
 def test_modes(monkeypatch):

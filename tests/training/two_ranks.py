@@ -26,6 +26,8 @@ from training.train import lake_of, train, train_request
 #: All that a recipe for large batches may ask of a step.
 LARGE_BATCH = ("training.optimizer=lamb", "training.weight_decay=0.01", "training.clip_norm=0.05", "training.accumulate=3",
                "training.label_smoothing=0.1", "training.precision=float64")  # fmt: skip
+SLICES = "evaluation.slices=[a, x1]"
+STOPS_EARLY = ("training.epochs=9", "training.early_stopping={metric: validation_log_loss, patience: 1, min_delta: 0.3}")
 
 
 def error_of(work: Any) -> str:
@@ -113,7 +115,8 @@ def main(recipe_path: str, output: str) -> None:
     seen["from_first"] = error_of(lambda: world.from_first("first", lambda: Path("/nowhere/at/all").read_text()))
     seen["run"] = train(world, request)["run"]
     seen["again"] = train(world, request)["made"]
-    seen["evaluation"] = evaluate(world, evaluate_request(recipe))
+    seen["evaluation"] = evaluate(world, evaluate_request(read_recipe(recipe_path, overrides=[SLICES])))
+    seen["stopped early"] = train(world, train_request(read_recipe(recipe_path, overrides=STOPS_EARLY)))["record"]["metrics"]
     seen["large batch"] = train(world, train_request(read_recipe(recipe_path, overrides=LARGE_BATCH), scale_batch=2))["run"]
     seen["exchanges"] = exchanges(world, request)
     seen["other recipe"] = error_of(

@@ -67,6 +67,8 @@ class Step:
                 scores = tf.cast(model.scores(features, Dropout(keys)), dtype)
                 losses = model.losses(scores, _target(label, label_smoothing, model.columns.label, scores.dtype))
                 weights = tf.cast(weight, losses.dtype)
+                if model.spans_batch:  # what each row scores alone is then not computed: the graph is pruned of it
+                    losses, weights = model.batch_losses(features, label, weights, Dropout(keys), world.gather_tensors)
                 total = tf.reduce_sum(losses * weights)
                 target = scaled(total)
             gradients = tape.gradient(target, variables, unconnected_gradients="zero")

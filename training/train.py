@@ -36,7 +36,7 @@ from training.feed import Feed, FeedStatistics, Order
 from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
-from training.models import ModelColumns, build_model, read_model_section
+from training.models import ModelColumns, build_model, read_model_section, validate_whole_batches
 from training.profile import Profile, read_range
 from training.resume import named_run, validate_same
 from training.schedules import derive, with_scaled_batch
@@ -231,6 +231,7 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
         raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and label {columns.label.name!r} is not "
                            "binary", next_step="leave it out: it is for labels of 0 and 1, or of classes")  # fmt: skip
     model = build_model(request["model"], columns, seed=settings.seed, precision=settings.precision)
+    validate_whole_batches(model, request["model"]["name"], settings)
     # The memory cache is the training's: what validation would keep is given back after each of its passes.
     cache = "none" if request["feed"]["cache"] == "memory" else request["feed"]["cache"]
     validation = feed("validation", cache=cache) if manifest.num_rows.get("validation") else None

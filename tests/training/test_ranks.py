@@ -14,7 +14,7 @@ import pytest
 from lakering.errors import SettingError
 from recipes import read_recipe
 from tests.training.exchanges import local_gradients
-from tests.training.two_ranks import LARGE_BATCH, SLICES
+from tests.training.two_ranks import LARGE_BATCH, SLICES, TWO_TOWERS
 from training.distributed import World, launch
 from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
 from training.evaluate import evaluate, evaluate_request
@@ -50,6 +50,7 @@ def test_disagreement_and_failures_reach_every_rank(seen):
         assert rank["together"] == "IntegrityError: file x is cut"
         assert "ranks disagree on" in rank["other recipe"]
         assert rank["broken feed"] == "IntegrityError: train-1.parquet, row group 0 cannot be read"
+        assert rank["two towers, broken feed"] == rank["broken feed"]
     assert "No such file" in seen[1][1]["from_first"]
 
 
@@ -140,6 +141,14 @@ def test_an_overflow_on_one_rank_is_skipped_on_both(seen):
     assert [step[1] for step in ours] == [2.0 ** (15 - min(i + 1, number)) for i in range(9)]
     assert {step[2] for step in ours[:number]} == {0.0}
     assert ours[number][2] != 0
+
+
+def test_negatives_span_the_batch_of_both_ranks(seen):
+    toy, ranks = seen
+    alone = train(World(), {**train_request(read_recipe(toy.recipe, overrides=TWO_TOWERS)), "new": True})
+    theirs, ours = (read_steps(toy.lake, toy.lake.run("toy", run)) for run in (ranks[0]["two towers"], alone["run"]))
+    assert [s["rows"] for s in theirs] == ([100] * 6 + [50]) * 3
+    assert [s["loss"] for s in theirs] == pytest.approx([s["loss"] for s in ours], rel=1e-10)
 
 
 def test_two_ranks_evaluate_as_one(seen):

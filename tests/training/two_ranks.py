@@ -29,6 +29,10 @@ LARGE_BATCH = ("training.optimizer=lamb", "training.weight_decay=0.01", "trainin
 SLICES = "evaluation.slices=[a, x1]"
 STOPS_EARLY = ("training.epochs=9", "training.early_stopping={metric: validation_log_loss, patience: 1, min_delta: 0.3}")
 
+#: A row's loss depends on the rows of the other rank; the last batch is short.
+TWO_TOWERS = ("model={name: two_tower, query: [x0, x1, b], item: [a], hidden: [8], dimension: 4, dropout: 0.2}",
+              "training.precision=float64", "training.epochs=3")  # fmt: skip
+
 
 def error_of(work: Any) -> str:
     try:
@@ -119,6 +123,9 @@ def main(recipe_path: str, output: str) -> None:
     seen["stopped early"] = train(world, train_request(read_recipe(recipe_path, overrides=STOPS_EARLY)))["record"]["metrics"]
     seen["large batch"] = train(world, train_request(read_recipe(recipe_path, overrides=LARGE_BATCH), scale_batch=2))["run"]
     seen["exchanges"] = exchanges(world, request)
+    towers = train_request(read_recipe(recipe_path, overrides=TWO_TOWERS))
+    seen["two towers"] = train(world, towers)["run"]
+    seen["two towers, broken feed"] = error_of(lambda: train_with_a_feed_that_breaks(world, towers))
     seen["other recipe"] = error_of(
         lambda: train(world, {**request, "new": True, "training": {**request["training"], "learning_rate": 1 + world.rank}})
     )

@@ -40,6 +40,11 @@ class World:
         different numbers of rows."""
         return list(tensors)
 
+    def gather_tensors(self, tensor: Any, name: str) -> tuple[Any, Any]:
+        """All ranks' rows of a tensor, in the order of ranks, and the index of this rank's first; for use inside a
+        ``tf.function``. A rank may have no row. The gradient of a row is summed over the ranks that made use of it."""
+        return tensor, 0
+
     def sum(self, values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
         """The sum over all ranks of an array, in float64."""
         return np.asarray(values, np.float64)
@@ -157,6 +162,23 @@ class HorovodWorld(World):
 
     def gather_rows(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(self._hvd.grouped_allgather(tensors, name=name))
+
+    def gather_tensors(self, tensor: Any, name: str) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        rows = tf.shape(tensor, out_type=tf.int64)[:1]
+        first = tf.reduce_sum(self._hvd.allgather(rows, name=f"{name}.rows")[: self.rank])
+
+        # Not the gradient that Horovod registered: it takes the mean over the ranks where the sum is meant.
+        @tf.custom_gradient
+        def gathered(part: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            def gradient(whole: tf.Tensor) -> tf.Tensor:
+                whole = self._hvd.allreduce(whole, op=self._hvd.Sum, name=f"{name}.gradient")
+                return whole[first : first + rows[0]]
+
+            return self._hvd.allgather(part, name=name), gradient
+
+        return gathered(tensor), first
 
     def sum(self, values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
         import tensorflow as tf

@@ -6,10 +6,12 @@ from typing import Any
 
 from lakering.errors import SettingError, nearest
 from recipes.recipe import Recipe
+from recipes.training import Training
 from training.models.base import Features, Label, Model, ModelColumns
 from training.models.cnn import CNN, CNNSettings
 from training.models.dlrm import DLRM, DLRMSettings
 from training.models.text_transformer import TextTransformer, TextTransformerSettings
+from training.models.two_tower import TwoTower, TwoTowerSettings
 from training.models.wide_and_deep import WideAndDeep, WideAndDeepSettings
 
 MODELS: dict[str, tuple[type[Any], type[Model]]] = {
@@ -17,12 +19,22 @@ MODELS: dict[str, tuple[type[Any], type[Model]]] = {
     "dlrm": (DLRMSettings, DLRM),
     "text_transformer": (TextTransformerSettings, TextTransformer),
     "cnn": (CNNSettings, CNN),
+    "two_tower": (TwoTowerSettings, TwoTower),
 }
 
 #: How a recipe writes a feature of a kind.
 _FEATURE = {"array": "as: array", "tokens": "as: text", "image": "as: image"}
 
-__all__ = ["MODELS", "Features", "Label", "Model", "ModelColumns", "build_model", "read_model_section"]
+__all__ = [
+    "MODELS",
+    "Features",
+    "Label",
+    "Model",
+    "ModelColumns",
+    "build_model",
+    "read_model_section",
+    "validate_whole_batches",
+]
 
 
 def read_model_section(recipe: Recipe) -> dict[str, Any]:
@@ -62,3 +74,17 @@ def _validate_needs(name: str, model: type[Model], columns: ModelColumns) -> Non
         if column.kind == "image" and column.shape is None:
             raise SettingError(f"model {name!r} takes the image column {column.name}, and nothing tells how to decode it",
                                next_step=f"set training.images: {{{column.name}: {{size: [HEIGHT, WIDTH]}}}}")  # fmt: skip
+
+
+def validate_whole_batches(model: Model, name: str, settings: Training) -> None:
+    """Raises SettingError for settings that a model which spans the batch cannot be trained with."""
+    if not model.spans_batch:
+        return
+    if settings.accumulate > 1:
+        raise SettingError(f"training.accumulate is {settings.accumulate}, and model {name!r} compares all rows of a batch: "
+                           "worked through in parts, each part would be a batch of its own",
+                           next_step="leave accumulate out; to save memory, lower training.global_batch_size or train on more "
+                           "ranks")  # fmt: skip
+    if settings.label_smoothing:
+        raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and model {name!r} has a loss of its own",
+                           next_step="leave label_smoothing out")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -17,6 +17,8 @@ from lakering.manifest import Manifest, share_name
 from recipes.training import ImageSettings
 from training.models.dropout import Dropout
 
+#: ``World.gather_tensors``: all ranks' rows of a tensor, and the index of this rank's first.
+Gather = Callable[[tf.Tensor, str], tuple[tf.Tensor, tf.Tensor | int]]
 QUANTILE = re.compile(r"[qp]_?(\d+(?:[._]\d+)?)")
 
 
@@ -143,6 +145,8 @@ class Model(ABC):
     takes: ClassVar[tuple[str, ...]] = ()
     #: The kinds of which there must be a column.
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Whether a row's loss depends on the other rows of the global batch: it is then trained by ``batch_losses``.
+    spans_batch: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:
@@ -171,6 +175,12 @@ class Model(ABC):
             return tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=scores)
         mean, std = self.columns.label.mean, self.columns.label.std
         return tf.square(scores - (label - tf.cast(mean, scores.dtype)) / tf.cast(std, scores.dtype))
+
+    def batch_losses(self, features: Features, label: tf.Tensor, weight: tf.Tensor, dropout: Dropout,
+                     gather: Gather) -> tuple[tf.Tensor, tf.Tensor]:  # fmt: skip
+        """Of a model that spans the batch: the losses of this rank's rows, and what each counts for in the mean over the global
+        batch. Every rank calls ``gather`` equally often, with the same names, also for a part of no row."""
+        raise NotImplementedError(f"{type(self).__name__} declares spans_batch, and has no batch_losses")
 
     def predictions(self, scores: npt.NDArray) -> npt.NDArray[np.float64]:
         """Probabilities ([rows, classes] of several), or values in the label's own unit."""

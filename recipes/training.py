@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictInt, field_validator, model_validator
 
 from lakering.documents import Settings
 from recipes.settings import Int, Name
@@ -14,6 +14,22 @@ from recipes.settings import Int, Name
 MAX_PIXELS = 89_478_485
 MAX_MIB = 1 << 30
 Pixels = Annotated[StrictInt, Field(ge=1, le=8192)]
+
+
+def _module_name(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError("expected the name of a Python module, such as my_models or my_package.models: no path, no .py")
+    return text
+
+
+ModuleName = Annotated[str, AfterValidator(_module_name)]
+
+
+class Named(Settings):
+    """Something of the user's own: ``name`` in a Python module that lies in the recipe's folder or on PYTHONPATH."""
+
+    module: ModuleName
+    name: Name
 
 
 class ModelSettings(Settings):
@@ -122,6 +138,8 @@ class Training(Settings):
     columns: tuple[Name, ...] | None = Field(None, min_length=1, description="the features to train on; all of them by default")
     images: dict[Name, ImageSettings] = Field({}, description="how image columns are decoded")
     early_stopping: EarlyStopping | None = None
+    loss: Named | None = Field(None, description="the user's own: (label, score), tensors of the rows, to each row's loss")
+    metrics: tuple[Named, ...] = Field((), description="the user's own, beside those of the label's kind")
     checkpoint_every: Int = Field(200, ge=1, description="steps")
     keep_checkpoints: Int = Field(3, ge=1)
     keep_best: bool = Field(False, description="keep the checkpoint of the epoch with the least validation loss, too")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -29,6 +30,8 @@ from training.slices import Slices, choose_slices, read_id_names, validate_slice
 from training.step import Predictor, set_threads
 from training.steplog import plain, read_steps
 from training.train import Request, lake_of, lake_request
+from training.user_code import validate_user_code, versions
+from training.user_metrics import of_label, read_metrics
 
 BATCH = 8192
 #: Fewer rows where they hold images, which are many numbers each.
@@ -38,6 +41,7 @@ FOLDER, FIGURES, REPORT = "evaluation", "figures.json", "report.html"
 
 def evaluate_request(recipe: Recipe, run: str | None = None) -> Request:
     """What ``evaluate`` takes."""
+    validate_user_code(recipe)
     return {**lake_request(recipe), "run": run, "evaluation": recipe.section("evaluation")["evaluation"]}
 
 
@@ -78,7 +82,8 @@ def evaluate(world: World, request: Request) -> dict[str, Any]:
         result["slices"] = plain(slices.tables(read_id_names(lake, wide, sliced)))
     if settings.trees and "boosted trees" not in figures:
         result["verdict"]["against_boosted_trees"] = "not made: the examples have neither floats nor ids"
-    findings = Findings(result=result, label=model.columns.label, contestants=contestants, ranges=ranges,
+    findings = Findings(result=result, label=model.columns.label,
+                        contestants={name: of_label(found) for name, found in contestants.items()}, ranges=ranges,
                         steps=read_steps(lake, run), facts=facts)  # fmt: skip
     write_report(lake, findings, *run, FOLDER, REPORT)
     lake.storage.write_json(plain({**result, "ranges": ranges}), *run, FOLDER, FIGURES)
@@ -93,7 +98,12 @@ def choose_model(world: World, lake: Lake, request: Request) -> tuple[str, Model
     the split has no rows."""
     recipe, settings = request["recipe"], Evaluation.model_validate(request["evaluation"])
     run_id: str = world.from_first("run", lambda: newest_run(lake, recipe, request["run"]))
-    model, facts = world.together("model", lambda: read_model(lake, lake.run(recipe, run_id)))
+    code = request["user_code"]
+    model, facts = world.together("model", lambda: read_model(lake, lake.run(recipe, run_id), code))
+    model.own_metrics = world.together("metrics", lambda: read_metrics(code))
+    module = facts["model"].get("module")
+    if module is not None and world.rank == 0 and versions(code)[module] != facts["user_code"][module]:
+        print(f"warning: module {module!r} has changed since run {run_id} was trained with it", file=sys.stderr, flush=True)
     world.agree({"model": facts["files"]["weights.npz"]["sha256"], "snapshot": facts["snapshot"]})
     manifest = world.together("manifest", lambda: _snapshot(lake, recipe, facts["snapshot"], settings.split))
     validate_slices(manifest, settings.slices)

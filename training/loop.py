@@ -33,6 +33,7 @@ from training.schedules import learning_rate
 from training.step import Predictor, Step, StepResult
 from training.steplog import StepLog, plain
 from training.timing import StepTimes, time_facts
+from training.user_metrics import with_own
 from training.watch import Watch
 
 log = logging.getLogger("training")
@@ -283,7 +284,7 @@ def evaluate(world: World, feed: Feed, model: Model, predictor: Callable[[Batch]
              also: Callable[[Batch, npt.NDArray[np.float64]], None] | None = None) -> Any:  # fmt: skip
     """The metrics of a split over all ranks; rows are independent, so their order does not matter. ``also`` is handed this
     rank's batches and their predictions."""
-    metrics = build_metrics(model.columns.label)
+    metrics = with_own(build_metrics(model.columns.label), model.columns.label, model.own_metrics)
 
     def read() -> None:
         with closing(feed.epoch(0)) as batches:

@@ -122,4 +122,5 @@ def _ratio(weights: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
 
 
 def name_of(variable: tf.Variable) -> str:
-    return str(variable.name).removesuffix(":0")
+    """Unique in its model: a Keras variable's own name may not be (``training.models.own``)."""
+    return str(getattr(variable, "name_in_model", variable.name)).removesuffix(":0")

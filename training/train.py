@@ -37,12 +37,15 @@ from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
 from training.models import ModelColumns, build_model, read_model_section, validate_whole_batches
+from training.models.own import with_loss
 from training.profile import Profile, read_range
 from training.resume import named_run, validate_same
 from training.schedules import derive, with_scaled_batch
 from training.step import set_determinism, set_threads
 from training.steplog import plain
 from training.timing import time_facts
+from training.user_code import user_code, validate_user_code, versions
+from training.user_metrics import read_metrics, with_own
 
 log = logging.getLogger("training")
 Request = dict[str, Any]
@@ -64,7 +67,7 @@ class Chosen:
 def lake_request(recipe: Recipe) -> Request:
     """What a rank needs to find the lake; plain values, since a rank may be on a machine without the recipe's file."""
     storage = recipe.lake.storage
-    return {"recipe": recipe.name, "lake": storage.root, "storage": asdict(storage.settings)}
+    return {"recipe": recipe.name, "lake": storage.root, "storage": asdict(storage.settings), "user_code": user_code(recipe)}
 
 
 def lake_of(request: Request) -> Lake:
@@ -83,6 +86,7 @@ def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = Fa
     if spot_notice is not None:
         validate_place(spot_notice)
     model = read_model_section(recipe)
+    validate_user_code(recipe)
     section = recipe.section("training", "feed")
     if scale_batch is not None:
         section["training"] = with_scaled_batch(section["training"], scale_batch)
@@ -118,7 +122,8 @@ def choose_run(world: World, lake: Lake, request: Request) -> Chosen:
 
     Raises StageError without a snapshot, IntegrityError when its files are gone."""
     manifest = _snapshot(world, lake, request)
-    code = code_version("training", "lakering", "recipes")
+    own = world.together("user code", lambda: versions(request["user_code"]))
+    code = "-".join([code_version("training", "lakering", "recipes"), *([fingerprint(own, 12)] if own else [])])
     made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
     found = world.from_first("run", lambda: _choose_run(lake, request, made_from, world.memory.get("run")))
     return Chosen(manifest, made_from, found["run"], found["complete"])
@@ -230,13 +235,18 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
     if settings.label_smoothing and columns.label.kind == "regression":
         raise SettingError(f"training.label_smoothing is {settings.label_smoothing:g}, and label {columns.label.name!r} is not "
                            "binary", next_step="leave it out: it is for labels of 0 and 1, or of classes")  # fmt: skip
-    model = build_model(request["model"], columns, seed=settings.seed, precision=settings.precision)
+    model = build_model(request["model"], columns, seed=settings.seed, precision=settings.precision,
+                        folder=request["user_code"]["folder"])  # fmt: skip
     validate_whole_batches(model, request["model"]["name"], settings)
+    if settings.loss is not None:
+        with_loss(model, settings.loss.model_dump(), request["user_code"]["folder"])
+    model.own_metrics = read_metrics(request["user_code"])
     # The memory cache is the training's: what validation would keep is given back after each of its passes.
     cache = "none" if request["feed"]["cache"] == "memory" else request["feed"]["cache"]
     validation = feed("validation", cache=cache) if manifest.num_rows.get("validation") else None
     if settings.early_stopping is not None:
-        names = None if validation is None else build_metrics(columns.label).figures()
+        metrics = with_own(build_metrics(columns.label), columns.label, model.own_metrics)
+        names = None if validation is None else metrics.figures()
         validate_early_stopping(settings.early_stopping, names)
     run = lake.run(request["recipe"], run_id)
     profile = None
@@ -284,8 +294,8 @@ def _finish(
     weights = loop.weights()
     if best is not None and settings.export == "best":
         weights = read_checkpoint(loop.lake, loop.run, best.checkpoint).weights
-    _write_model(loop, weights, section=request["model"], snapshot=manifest.id,
-                seed=settings.seed, precision=settings.precision, images=settings.images)  # fmt: skip
+    _write_model(loop, weights, section=request["model"], snapshot=manifest.id, seed=settings.seed, precision=settings.precision,
+                 images=settings.images, user_code=versions(request["user_code"]))  # fmt: skip
     timings = {"seconds": time.time() - started, "step_seconds": loop.seconds / max(loop.steps_done, 1), **fed}
     metrics = {"epochs": loop.progress.epochs, "final": loop.progress.epochs[-1], "stopped_early": loop.stopped_early()}
     if best is not None:

@@ -10,9 +10,11 @@ from recipes.training import Training
 from training.models.base import Features, Label, Model, ModelColumns
 from training.models.cnn import CNN, CNNSettings
 from training.models.dlrm import DLRM, DLRMSettings
+from training.models.own import OwnSettings, own_model
 from training.models.text_transformer import TextTransformer, TextTransformerSettings
 from training.models.two_tower import TwoTower, TwoTowerSettings
 from training.models.wide_and_deep import WideAndDeep, WideAndDeepSettings
+from training.user_code import located
 
 MODELS: dict[str, tuple[type[Any], type[Model]]] = {
     "wide_and_deep": (WideAndDeepSettings, WideAndDeep),
@@ -40,6 +42,11 @@ __all__ = [
 def read_model_section(recipe: Recipe) -> dict[str, Any]:
     """The recipe's ``model`` section, defaults filled in. Raises SettingError with file, line and nearest name."""
     name = recipe.model().name
+    if "module" in recipe.model().options:
+        own: dict[str, Any] = recipe.document.validate(OwnSettings, ("model",)).model_dump(mode="json")
+        with located(recipe, ("model",)):
+            own_model(own, str(recipe.path.parent.absolute()))
+        return own
     if name not in MODELS:
         raise recipe.document.error(("model", "name"), f"no model is named {name!r}{nearest(name, MODELS)}")
     settings = recipe.document.validate(MODELS[name][0], ("model",))
@@ -47,13 +54,13 @@ def read_model_section(recipe: Recipe) -> dict[str, Any]:
     return section
 
 
-def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, precision: str = "float32") -> Model:
-    """The model that a section of a recipe names, its variables set from the seed alone.
+def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, precision: str = "float32",
+                folder: str | None = None) -> Model:  # fmt: skip
+    """The model that a section of a recipe names, its variables set from the seed alone. A module of the user's own is looked for
+    in ``folder``.
 
     Raises SettingError when there is no such model, or when it cannot take a column."""
-    if section["name"] not in MODELS:
-        raise SettingError(f"no model is named {section['name']!r}{nearest(section['name'], MODELS)}")
-    settings, model = MODELS[section["name"]]
+    settings, model = own_model(section, folder) if "module" in section else _ours(section)
     left = [f"{column.name} ({column.kind})" for column in columns.binary if column.kind not in model.takes]
     if left:
         kinds = ", ".join(("float", "id", *model.takes))
@@ -61,7 +68,14 @@ def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, pr
                            next_step="leave these features out of the recipe and build its examples again, or name a model that "
                            "takes them")  # fmt: skip
     _validate_needs(section["name"], model, columns)
-    return model(settings.model_validate(section), columns, seed=seed, precision=precision)
+    return model(settings, columns, seed=seed, precision=precision)
+
+
+def _ours(section: dict[str, Any]) -> tuple[Any, type[Model]]:
+    if section["name"] not in MODELS:
+        raise SettingError(f"no model is named {section['name']!r}{nearest(section['name'], MODELS)}")
+    settings, model = MODELS[section["name"]]
+    return settings.model_validate(section), model
 
 
 def _validate_needs(name: str, model: type[Model], columns: ModelColumns) -> None:

@@ -147,6 +147,9 @@ class Model(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     #: Whether a row's loss depends on the other rows of the global batch: it is then trained by ``batch_losses``.
     spans_batch: ClassVar[bool] = False
+    #: What the recipe names in place of the label's loss, from (label, scores), and beside its metrics.
+    own_loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+    own_metrics: Sequence[Callable[[Label], Any]] = ()
 
     @abstractmethod
     def __init__(self, settings: Any, columns: ModelColumns, *, seed: int, precision: str) -> None:
@@ -164,8 +167,10 @@ class Model(ABC):
         """Scores of the rows, in the variables' type: [rows], or [rows, classes]. ``dropout`` is None outside training."""
 
     def losses(self, scores: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-        """Loss of each row: log loss, or the squared error in deviations. Of several classes the label is a class's number,
-        or (where labels are smoothed) the share of each class: [rows, classes]."""
+        """Loss of each row: the user's own, log loss, or the squared error in deviations. Of several classes the label is a
+        class's number, or (where labels are smoothed) the share of each class: [rows, classes]."""
+        if self.own_loss is not None:
+            return tf.cast(self.own_loss(label, scores), scores.dtype)
         if self.columns.label.kind == "multiclass":
             if label.shape.rank == 1:
                 return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.cast(label, tf.int32), logits=scores)

@@ -37,7 +37,6 @@ from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
 from training.models import ModelColumns, build_model, read_model_section, validate_whole_batches
-from training.models.own import with_loss
 from training.profile import Profile, read_range
 from training.resume import named_run, validate_same
 from training.schedules import derive, with_scaled_batch
@@ -239,6 +238,8 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
                         folder=request["user_code"]["folder"])  # fmt: skip
     validate_whole_batches(model, request["model"]["name"], settings)
     if settings.loss is not None:
+        from training.models.own import with_loss  # not above: it imports Keras, which takes seconds
+
         with_loss(model, settings.loss.model_dump(), request["user_code"]["folder"])
     model.own_metrics = read_metrics(request["user_code"])
     # The memory cache is the training's: what validation would keep is given back after each of its passes.

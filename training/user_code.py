@@ -35,7 +35,7 @@ def user_code(recipe: Recipe) -> dict[str, Any]:
 def validate_user_code(recipe: Recipe) -> None:
     """Imports a recipe's own loss and metrics. Raises SettingError with file and line when one is not there."""
     training, folder = recipe.section("training")["training"], str(recipe.path.parent.absolute())
-    places = {("training", "loss"): training["loss"]}
+    places: dict[tuple[str | int, ...], Any] = {("training", "loss"): training["loss"]}
     places |= {("training", "metrics", i): each for i, each in enumerate(training["metrics"])}
     for at, named in places.items():
         if named is not None:

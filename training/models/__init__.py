@@ -10,7 +10,6 @@ from recipes.training import Training
 from training.models.base import Features, Label, Model, ModelColumns
 from training.models.cnn import CNN, CNNSettings
 from training.models.dlrm import DLRM, DLRMSettings
-from training.models.own import OwnSettings, own_model
 from training.models.text_transformer import TextTransformer, TextTransformerSettings
 from training.models.two_tower import TwoTower, TwoTowerSettings
 from training.models.wide_and_deep import WideAndDeep, WideAndDeepSettings
@@ -43,6 +42,8 @@ def read_model_section(recipe: Recipe) -> dict[str, Any]:
     """The recipe's ``model`` section, defaults filled in. Raises SettingError with file, line and nearest name."""
     name = recipe.model().name
     if "module" in recipe.model().options:
+        from training.models.own import OwnSettings, own_model  # not above: it imports Keras, which takes seconds
+
         own: dict[str, Any] = recipe.document.validate(OwnSettings, ("model",)).model_dump(mode="json")
         with located(recipe, ("model",)):
             own_model(own, str(recipe.path.parent.absolute()))
@@ -60,7 +61,7 @@ def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, pr
     in ``folder``.
 
     Raises SettingError when there is no such model, or when it cannot take a column."""
-    settings, model = own_model(section, folder) if "module" in section else _ours(section)
+    settings, model = _chosen(section, folder)
     left = [f"{column.name} ({column.kind})" for column in columns.binary if column.kind not in model.takes]
     if left:
         kinds = ", ".join(("float", "id", *model.takes))
@@ -71,7 +72,11 @@ def build_model(section: dict[str, Any], columns: ModelColumns, *, seed: int, pr
     return model(settings, columns, seed=seed, precision=precision)
 
 
-def _ours(section: dict[str, Any]) -> tuple[Any, type[Model]]:
+def _chosen(section: dict[str, Any], folder: str | None) -> tuple[Any, type[Model]]:
+    if "module" in section:
+        from training.models.own import own_model
+
+        return own_model(section, folder)
     if section["name"] not in MODELS:
         raise SettingError(f"no model is named {section['name']!r}{nearest(section['name'], MODELS)}")
     settings, model = MODELS[section["name"]]

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,35 @@ def test_negatives_span_the_batch_of_both_ranks(seen):
     theirs, ours = (read_steps(toy.lake, toy.lake.run("toy", run)) for run in (ranks[0]["two towers"], alone["run"]))
     assert [s["rows"] for s in theirs] == ([100] * 6 + [50]) * 3
     assert [s["loss"] for s in theirs] == pytest.approx([s["loss"] for s in ours], rel=1e-10)
+
+
+def test_the_slowest_rank_is_named_and_the_others_waiting_is_no_allreduce(seen):
+    toy, ranks = seen
+    record = ranks[0]["watched"]["record"]
+    timings = record["timings"]
+    split = timings["milliseconds_per_step"]
+    assert timings["slowest"].startswith(f"rank 1 on {socket.gethostname()} (compute")
+    # Rank 0 waits for the 50 ms of rank 1 at each step: on an average of both ranks, half of that.
+    assert split["waiting_for_others"] > 15
+    assert split["compute"] > 25
+    assert timings["rows_per_second"] == pytest.approx(2 * timings["rows_per_second_per_rank"])
+    # 1,300 rows in 14 steps of 50 ms and more.
+    assert 0 < timings["rows_per_second"] < 1300 / (14 * 0.05)
+    steps = read_steps(toy.lake, toy.lake.run("toy", ranks[0]["watched"]["run"]))
+    assert all(0 < step["allreduce_seconds"] < step["seconds"] for step in steps)
+
+
+def test_profiled_steps_come_from_every_rank_with_the_timeline_of_exactly_those_steps(seen):
+    toy, ranks = seen
+    folder = Path(toy.lake.storage.path(*toy.lake.run("toy", ranks[0]["watched"]["run"]), "profile"))
+    assert [len(list(folder.glob(f"rank-{rank}/plugins/profile/*/*.xplane.pb"))) for rank in (0, 1)] == [1, 1]
+    timeline = json.loads((folder / "horovod_timeline.json").read_text())
+    names = {event["pid"]: event["args"]["name"] for event in timeline if "name" in event.get("args", {})}
+    done = Counter(names[event["pid"]] for event in timeline if event.get("name") == "ALLREDUCE")
+    of_steps = {name: count for name, count in done.items() if name.startswith("step")}
+    assert len(of_steps) > 5
+    assert set(of_steps.values()) == {3}
+    assert ranks[0]["watched"]["record"]["profile"]["timeline"].startswith(str(folder / "horovod_timeline.json"))
 
 
 def test_two_ranks_evaluate_as_one(seen):

@@ -19,8 +19,9 @@ from recipes import read_recipe
 from tests.training.exchanges import exchanges
 from training.distributed.world import HorovodWorld
 from training.evaluate import evaluate, evaluate_request
-from training.feed import Feed
+from training.feed import Batch, Feed
 from training.loop import Loop
+from training.step import Step
 from training.train import lake_of, train, train_request
 
 #: All that a recipe for large batches may ask of a step.
@@ -106,6 +107,23 @@ def train_on_a_broken_file(world: HorovodWorld, request: dict[str, Any]) -> None
         world.from_first("mend", lambda: path.write_bytes(whole))
 
 
+def watched_training(world: HorovodWorld, recipe_path: str) -> dict[str, Any]:
+    """With profiled steps, and rank 1 made slow between its batches and its steps."""
+    call = Step.__call__
+
+    def slow(step: Step, batch: Batch | None, global_step: int, learning_rate: float) -> Any:
+        if world.rank == 1:
+            time.sleep(0.05)
+        return call(step, batch, global_step, learning_rate)
+
+    Step.__call__ = slow  # type: ignore[method-assign]
+    try:
+        recipe = read_recipe(recipe_path, overrides=["training.epochs=2", "training.seed=19"])
+        return train(world, train_request(recipe, profile="4:6"))
+    finally:
+        Step.__call__ = call  # type: ignore[method-assign]
+
+
 def main(recipe_path: str, output: str) -> None:
     world = HorovodWorld()
     recipe = read_recipe(recipe_path)
@@ -121,6 +139,7 @@ def main(recipe_path: str, output: str) -> None:
     seen["again"] = train(world, request)["made"]
     seen["evaluation"] = evaluate(world, evaluate_request(read_recipe(recipe_path, overrides=[SLICES])))
     seen["stopped early"] = train(world, train_request(read_recipe(recipe_path, overrides=STOPS_EARLY)))["record"]["metrics"]
+    seen["watched"] = watched_training(world, recipe_path)
     seen["large batch"] = train(world, train_request(read_recipe(recipe_path, overrides=LARGE_BATCH), scale_batch=2))["run"]
     seen["exchanges"] = exchanges(world, request)
     towers = train_request(read_recipe(recipe_path, overrides=TWO_TOWERS))

@@ -116,7 +116,7 @@ def watched_training(world: HorovodWorld, recipe_path: str) -> dict[str, Any]:
             time.sleep(0.05)
         return call(step, batch, global_step, learning_rate)
 
-    Step.__call__ = slow  # type: ignore[method-assign]
+    Step.__call__ = slow  # type: ignore[method-assign, assignment]
     try:
         recipe = read_recipe(recipe_path, overrides=["training.epochs=2", "training.seed=19"])
         return train(world, train_request(recipe, profile="4:6"))

@@ -19,7 +19,7 @@ from recipes import read_recipe
 from tests.training.exchanges import exchanges
 from training.distributed.world import HorovodWorld
 from training.evaluate import evaluate, evaluate_request
-from training.feed import Batch, Feed
+from training.feed import Feed
 from training.loop import Loop
 from training.step import Step
 from training.train import lake_of, train, train_request
@@ -111,10 +111,10 @@ def watched_training(world: HorovodWorld, recipe_path: str) -> dict[str, Any]:
     """With profiled steps, and rank 1 made slow between its batches and its steps."""
     call = Step.__call__
 
-    def slow(step: Step, batch: Batch | None, global_step: int, learning_rate: float) -> Any:
+    def slow(step: Step, *arguments: Any, **options: Any) -> Any:
         if world.rank == 1:
             time.sleep(0.05)
-        return call(step, batch, global_step, learning_rate)
+        return call(step, *arguments, **options)
 
     Step.__call__ = slow  # type: ignore[method-assign, assignment]
     try:

@@ -19,14 +19,14 @@ def named_run(lake: Lake, recipe: str, run: str, made_from: dict[str, Any], know
                          next_step="leave --resume out: a run of the same inputs is found by itself")  # fmt: skip
     record = read_record(lake, recipe, run)
     if record is not None:
-        validate_same(f"run {run}", record["inputs"], made_from)
+        validate_origin(f"run {run}", record["inputs"], made_from)
     elif run.partition("-")[0] != fingerprint(made_from):
         raise TrainingError(f"run {run} has no record, and its name is of other inputs than {fingerprint(made_from)}",
                             next_step="leave --resume out")  # fmt: skip
     return run
 
 
-def validate_same(what: str, origin: dict[str, Any], made_from: dict[str, Any]) -> None:
+def validate_origin(what: str, origin: dict[str, Any], made_from: dict[str, Any]) -> None:
     """Raises TrainingError, with both sides, where something was made from other things than this training would be."""
     for name, ours in made_from.items():
         theirs = origin.get(name)
@@ -36,7 +36,7 @@ def validate_same(what: str, origin: dict[str, Any], made_from: dict[str, Any]) 
         else:
             pairs = [(name, theirs, ours)] if theirs != ours else []
         if pairs:
-            both = "; ".join(f"{key} {left}, and this training has {right}" for key, left, right in pairs)
+            both = "; ".join(f"{key} {left}, this training has {right}" for key, left, right in pairs)
             raise TrainingError(
                 f"{what} was made with {both}",
                 next_step="train anew (--new), or go on with the recipe, snapshot and code of the run",

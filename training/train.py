@@ -38,7 +38,7 @@ from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
 from training.models import ModelColumns, build_model, read_model_section, validate_whole_batches
 from training.profile import Profile, read_range
-from training.resume import named_run, validate_same
+from training.resume import named_run, validate_origin
 from training.schedules import derive, with_scaled_batch
 from training.step import set_determinism, set_threads
 from training.steplog import plain
@@ -261,18 +261,13 @@ def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, s
 def _begin(world: World, loop: Loop, checkpoint: Checkpoint | None, made_from: dict[str, Any]) -> None:
     """Sets every rank to the same start, and proves it before the first step."""
     if checkpoint is not None:
-        validate_origin(checkpoint, made_from)
+        validate_origin(f"the checkpoint at global step {checkpoint.global_step:,}", checkpoint.facts, made_from)
         loop.restore(checkpoint)
         if loop.profile is not None:
             loop.profile.validate(loop.progress.global_step, loop.settings.epochs * loop.feed.num_steps)
     broadcast_weights(world, list(loop.model.variables))
     recipe = fingerprint({"model": made_from["model"], "training": made_from["training"]})
     loop.validate_agreement(recipe=recipe, code=made_from["code"], snapshot=made_from["snapshot"])
-
-
-def validate_origin(checkpoint: Checkpoint, made_from: dict[str, Any]) -> None:
-    """Raises TrainingError, with both sides, for a checkpoint of another snapshot, recipe or code."""
-    validate_same(f"the checkpoint at global step {checkpoint.global_step:,}", checkpoint.facts, made_from)
 
 
 def _facts(world: World, loop: Loop, manifest: Manifest, made_from: dict[str, Any]) -> dict[str, Any]:

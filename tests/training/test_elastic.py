@@ -44,8 +44,6 @@ def test_a_range_of_ranks_that_is_none_is_refused(text):
 def test_elastic_is_refused_where_lost_ranks_are_not_started_anew(monkeypatch):
     with pytest.raises(SettingError, match="--elastic 1:2: plain Python is one rank"):
         launch("nowhere:at_all", {}, elastic=Elastic(1, 2))
-    with pytest.raises(SettingError, match="--elastic 1:2: under spark-submit the number of ranks is fixed"):
-        Elastic(1, 2).validate("spark")
     monkeypatch.delenv("HOROVOD_ELASTIC", raising=False)
     with pytest.raises(SettingError, match="horovodrun was started with a fixed number of ranks") as caught:
         Elastic(1, 2).validate("horovodrun")

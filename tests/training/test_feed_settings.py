@@ -142,10 +142,10 @@ def test_a_checkpoint_of_another_snapshot_is_refused_with_both_shown(write_toy):
     assert checkpoint is not None
     inputs = result["record"]["inputs"]
     made_from = {name: inputs[name] for name in ("snapshot", "model", "training", "code")}
-    validate_origin(checkpoint, made_from)
+    validate_origin("the checkpoint", checkpoint.facts, made_from)
     other = replace(checkpoint, facts={**checkpoint.facts, "snapshot": "s2"})
     with pytest.raises(TrainingError, match=f"made with snapshot s2, this training has {toy.manifest.id}"):
-        validate_origin(other, made_from)
-    other = replace(checkpoint, facts={**checkpoint.facts, "training": {"learning_rate": 5}})
-    with pytest.raises(TrainingError, match=r"made with training \{'learning_rate': 5\}, this training has \{.*0.01"):
-        validate_origin(other, made_from)
+        validate_origin("the checkpoint", other.facts, made_from)
+    other = replace(checkpoint, facts={**checkpoint.facts, "training": {**inputs["training"], "learning_rate": 5}})
+    with pytest.raises(TrainingError, match=r"training.learning_rate 5, this training has 0.01"):
+        validate_origin("the checkpoint", other.facts, made_from)

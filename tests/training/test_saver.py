@@ -142,7 +142,7 @@ def test_the_best_epoch_is_exported_and_a_run_is_resumed_by_name(write_toy):
             np.testing.assert_array_equal(exported[f"a{number}"], kept.weights[name])
 
     assert train_toy(toy, *best, resume=result["run"])["made"] is False
-    with pytest.raises(TrainingError, match=rf"run {result['run']} was made with .*training\.epochs 4, and this training has 2"):
+    with pytest.raises(TrainingError, match=rf"run {result['run']} was made with .*training\.epochs 4, this training has 2"):
         train_toy(toy, resume=result["run"])
     with pytest.raises(InputError, match=rf"--resume r9: recipe 'toy' has no such run .*{result['run']}"):
         train_toy(toy, resume="r9")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,8 +137,9 @@ def test_tensorboard_shows_every_step_once_after_a_resumed_run(write_toy, monkey
     toy = write_toy()
     save, saved = Loop.save, []
 
-    def dying(loop: Loop) -> None:
-        save(loop)
+    def dying(loop: Loop, **options: Any) -> None:
+        save(loop, **options)
+        loop.saver.close()
         saved.append(loop.progress.global_step)
         if len(saved) == 4:
             # What a run leaves that dies between its log and its checkpoint.
@@ -212,8 +214,9 @@ def test_steps_that_a_training_does_not_have_or_has_done_are_refused(write_toy, 
         train_toy(toy, "training.epochs=2", profile="5:14")
     save = Loop.save
 
-    def dying(loop: Loop) -> None:
-        save(loop)
+    def dying(loop: Loop, **options: Any) -> None:
+        save(loop, **options)
+        loop.saver.close()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Loop, "save", dying)

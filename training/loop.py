@@ -122,7 +122,7 @@ class Loop:
         step = Step(self.model, self.optimizer, self.world, settings.seed, accumulate=settings.accumulate,
                     clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing,
                     batch_rows=settings.global_batch_size, compression=settings.compression,
-                    sparse_gradients=settings.sparse_gradients)  # fmt: skip
+                    sparse_gradients=settings.sparse_gradients, clock=not settings.deterministic)  # fmt: skip
         self.communication = step.communication.facts()
         if self.world.rank == 0:
             log.info(str(step.communication), extra={"facts": self.communication})

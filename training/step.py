@@ -46,11 +46,12 @@ class Step:
 
     ``batch_rows``, the rows of a global batch, tell whether a table's gradient is worth sending by its rows (never with 0, and
     not of parts), and what a scaled loss is divided by, so that float16 holds gradients of any size of batch.
-    ``compression`` and the sparse gradients are ``Exchange``'s."""
+    ``compression`` and the sparse gradients are ``Exchange``'s. Without ``clock`` the allreduce is not timed: TensorFlow has
+    no clock in its deterministic mode."""
 
     def __init__(self, model: Model, optimizer: Optimizer, world: World, seed: int, *, accumulate: int = 1,
                  clip_norm: float | None = None, label_smoothing: float = 0.0, batch_rows: int = 0,
-                 compression: str = "none", sparse_gradients: str = "auto") -> None:  # fmt: skip
+                 compression: str = "none", sparse_gradients: str = "auto", clock: bool = True) -> None:  # fmt: skip
         self._optimizer, self._seed = optimizer, seed
         self._columns = model.columns
         variables, loss_scale = model.variables, optimizer.loss_scale
@@ -94,7 +95,11 @@ class Step:
             rows = (floats, ids, label, weight, keys, *cells)
             *gradients, total, weights = sum_in_parts(local_sums, rows, accumulate, [*variables, number, number])
             facts = tf.concat([[total, weights], tf.cast(told, total.dtype)], 0)
-            (gradients, facts), seconds = timed(world, [gradients, facts], lambda: exchange(gradients, facts))
+            seconds = tf.zeros([], tf.float64)
+            if clock and world.size > 1:
+                (gradients, facts), seconds = timed([gradients, facts], lambda: exchange(gradients, facts))
+            else:
+                gradients, facts = exchange(gradients, facts)
             weights = scaled(facts[1])
             gradients = [on_values(lambda g: tf.math.divide_no_nan(g, weights), g) for g in gradients]  # it may weigh nothing
             norm = global_norm(gradients)

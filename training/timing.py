@@ -23,14 +23,12 @@ SHORTEST, FACTOR, BUCKETS = 1e-6, 1.05, 500
 UNEVEN = 1.05
 
 
-def timed(world: World, before: Any, work: Callable[[], T]) -> tuple[T, tf.Tensor]:
+def timed(before: Any, work: Callable[[], T]) -> tuple[T, tf.Tensor]:
     """What the work of all ranks returns, and the seconds it took (float64, waiting for slower ranks included), inside a
-    ``tf.function``; 0 of one rank alone.
+    ``tf.function``.
 
     From when this rank has all tensors of ``before`` to when it has all of the result. On a GPU the first moment is when the
     last kernel was started, not when it was done: the seconds then include what was left of the gradients' computation."""
-    if world.size == 1:
-        return work(), tf.zeros([], tf.float64)
     with tf.control_dependencies(tf.nest.flatten(before, expand_composites=True)):
         start = tf.timestamp()
     with tf.control_dependencies([start]):

@@ -26,6 +26,7 @@ from training.train import lake_of, train, train_request
 MODELS = {
     "wide_and_deep": "{name: wide_and_deep, hidden: [16, 8], dropout: 0.2, embedding_dropout: 0.1, max_embedding: 4}",
     "dlrm": "{name: dlrm, width: 4, bottom: [8], top: [8], dropout: 0.1}",
+    "two_tower": "{name: two_tower, query: [x0, x1, b], item: [a], hidden: [8], dimension: 4, dropout: 0.2}",
 }
 #: Rows of the row groups of each file: 41 batches of 50 an epoch, the last of 33 rows.
 SIZES = {"train": [[400, 230], [370, 310, 150], [573]]}

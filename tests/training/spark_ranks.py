@@ -14,7 +14,7 @@ from typing import Any
 
 from lakering.errors import LakeringError
 from recipes import read_recipe
-from training.distributed import World, launch
+from training.distributed import Elastic, World, launch
 from training.train import train_request
 
 
@@ -40,8 +40,7 @@ def gpus() -> dict[str, Any]:
 
 def train(recipe: str, elastic: str = "") -> dict[str, Any]:
     request = train_request(read_recipe(recipe, overrides=("training.epochs=60", "training.checkpoint_every=10")))
-    least_most = tuple(map(int, elastic.split(":"))) if elastic else None
-    return launch("training.train:train", request, 2, elastic=least_most)  # type: ignore[arg-type]
+    return launch("training.train:train", request, 2, elastic=Elastic.parse(elastic) if elastic else None)
 
 
 def main(what: str, output: str, *arguments: str) -> int:

@@ -26,9 +26,10 @@ from recipes import read_recipe
 from training.distributed import World
 from training.distributed.world import HorovodWorld
 from training.optimizers import Optimizer
+from training.requests import lake_of, train_request
 from training.step import set_threads
 from training.steplog import read_steps
-from training.train import lake_of, train, train_request
+from training.train import train
 
 TENSORS, LENGTH = 200, 1_000
 

@@ -35,11 +35,13 @@ class ClusterError(Exception):
     """The cluster is not in the state that was asked for."""
 
 
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on just now, each another: they are held together until all are found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def is_daemon(pid: int) -> bool:
@@ -123,7 +125,7 @@ class Cluster:
             raise ClusterError(f"a cluster is running: {self.notes().get('url')} (stop it first)")
         self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        port, ui = free_port(), free_port()
+        port, ui = free_ports(2)
         self._note(pids={}, ui=f"http://{HOST}:{ui}", url=f"spark://{HOST}:{port}")
         try:
             self._launch("master", MASTER, "--host", HOST, "--port", str(port), "--webui-port", str(ui))

@@ -26,10 +26,10 @@ from training.loop import evaluate as evaluate_split
 from training.metrics import COMPARED_BY, Metrics
 from training.models import Model
 from training.report import Findings, write_report
+from training.requests import Request, lake_of, lake_request
 from training.slices import Slices, choose_slices, read_id_names, validate_slices
 from training.step import Predictor, set_threads
 from training.steplog import plain, read_steps
-from training.train import Request, lake_of, lake_request
 from training.user_code import validate_user_code, versions
 from training.user_metrics import of_label, read_metrics
 

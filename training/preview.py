@@ -12,8 +12,10 @@ from training.checkpoint import newest_checkpoint
 from training.distributed import World
 from training.evaluate import FIGURES, choose_model
 from training.evaluate import FOLDER as EVALUATION
+from training.requests import Request, lake_of
+from training.runs import Chosen, choose_run
 from training.schedules import derive
-from training.train import Chosen, Request, build_loop, choose_run, lake_of
+from training.train import build_loop
 
 
 class _Ranks(World):

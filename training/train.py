@@ -10,89 +10,43 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from lakering import __version__
-from lakering.errors import InputError, SettingError, UnsavedError
-from lakering.lake import RUNS, Lake
+from lakering.errors import SettingError, UnsavedError
+from lakering.lake import Lake
 from lakering.lock import storage_lock
-from lakering.manifest import Manifest, read_manifest, validate_files
-from lakering.names import code_version, fingerprint
+from lakering.manifest import Manifest
+from lakering.names import fingerprint
 from lakering.record import LOCK, read_record, write_record
-from lakering.storage import Storage, StorageSettings
-from recipes import Recipe
 from recipes.training import Training
 from training.best import read_best
 from training.checkpoint import Arrays, Checkpoint, list_checkpoints, newest_checkpoint, read_checkpoint
 from training.distributed import World
-from training.distributed.notice import validate_place
 from training.early_stopping import validate_early_stopping
 from training.export import FOLDER, JSON, write_model
 from training.feed import Feed, FeedStatistics, Order
 from training.feed.plan import default_lanes
 from training.loop import Loop, broadcast_weights
 from training.metrics import build_metrics
-from training.models import ModelColumns, build_model, read_model_section, validate_whole_batches
-from training.profile import Profile, read_range
-from training.resume import named_run, validate_origin
-from training.schedules import derive, with_scaled_batch
+from training.models import ModelColumns, build_model, validate_whole_batches
+from training.profile import Profile
+from training.requests import Request, lake_of
+from training.runs import COMPLETE, choose_run, validate_origin
+from training.schedules import derive
 from training.step import set_determinism, set_threads
 from training.steplog import plain
 from training.timing import time_facts
-from training.user_code import user_code, validate_user_code, versions
+from training.user_code import versions
 from training.user_metrics import read_metrics, with_own
 
 log = logging.getLogger("training")
-Request = dict[str, Any]
-COMPLETE = "complete"
 #: The share of its time that a training waits for input, above which this is told.
 BOTTLENECK = 0.2
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a request comes to. ``made_from`` is what the run is named by; a ``complete`` one is not trained again."""
-
-    manifest: Manifest
-    made_from: dict[str, Any]
-    run: str
-    complete: bool
-
-
-def lake_request(recipe: Recipe) -> Request:
-    """What a rank needs to find the lake; plain values, since a rank may be on a machine without the recipe's file."""
-    storage = recipe.lake.storage
-    return {"recipe": recipe.name, "lake": storage.root, "storage": asdict(storage.settings), "user_code": user_code(recipe)}
-
-
-def lake_of(request: Request) -> Lake:
-    return Lake(Storage(request["lake"], StorageSettings(**request["storage"])))
-
-
-def train_request(recipe: Recipe, *, snapshot: str | None = None, new: bool = False, scale_batch: int | None = None,
-                  profile: str | None = None, resume: str | None = None, spot_notice: str | None = None) -> Request:  # fmt: skip
-    """What ``train`` takes; with ``scale_batch`` for so many times the recipe's batch, the learning rate scaled with it.
-    ``profile`` is FIRST:LAST, the steps to profile; ``resume`` names the run to go on with, ``spot_notice`` where a
-    termination notice appears (``distributed.notice``).
-
-    Raises SettingError when the recipe names no model, or a wrong one, and for flags that cannot be."""
-    if resume is not None and new:
-        raise SettingError(f"--resume {resume} goes on with a run, and --new makes one: give one of them")
-    if spot_notice is not None:
-        validate_place(spot_notice)
-    model = read_model_section(recipe)
-    validate_user_code(recipe)
-    section = recipe.section("training", "feed")
-    if scale_batch is not None:
-        section["training"] = with_scaled_batch(section["training"], scale_batch)
-    if section["feed"]["cache_folder"] is not None:
-        section["feed"]["cache_folder"] = recipe.resolve(section["feed"]["cache_folder"])
-    return {**lake_request(recipe), "model": model, **section, "snapshot": snapshot, "new": new, "resume": resume,
-            "spot_notice": spot_notice, "profile": None if profile is None else read_range(profile)}  # fmt: skip
 
 
 def train(world: World, request: Request) -> dict[str, Any]:
@@ -114,18 +68,6 @@ def train(world: World, request: Request) -> dict[str, Any]:
         world.from_first("lock", lambda: held.enter_context(lock))
         record, notes = _train(world, lake, request, chosen.manifest, settings, run_id, chosen.made_from)
     return {"run": run_id, "made": True, "record": record, "notes": notes}
-
-
-def choose_run(world: World, lake: Lake, request: Request) -> Chosen:
-    """The snapshot that a request means and the run that follows from it, the same on every rank; nothing is written.
-
-    Raises StageError without a snapshot, IntegrityError when its files are gone."""
-    manifest = _snapshot(world, lake, request)
-    own = world.together("user code", lambda: versions(request["user_code"]))
-    code = "-".join([code_version("training", "lakering", "recipes"), *([fingerprint(own, 12)] if own else [])])
-    made_from = {"snapshot": manifest.id, "model": request["model"], "training": request["training"], "code": code}
-    found = world.from_first("run", lambda: _choose_run(lake, request, made_from, world.memory.get("run")))
-    return Chosen(manifest, made_from, found["run"], found["complete"])
 
 
 def _train(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,
@@ -179,34 +121,6 @@ def feed_facts(world: World, statistics: FeedStatistics, seconds: float) -> dict
     """What the feeds of all ranks did together, called on every rank."""
     together = FeedStatistics(*world.sum(np.array(astuple(statistics), np.float64), "feed"))
     return {**together.facts(), "rows_per_second": together.rows / seconds if seconds else 0.0}
-
-
-def _snapshot(world: World, lake: Lake, request: Request) -> Manifest:
-    """The asked snapshot, or the newest one; its files are looked at before anything else is done."""
-
-    def choose() -> str:
-        manifest = read_manifest(lake, request["recipe"], request["snapshot"])
-        validate_files(lake, manifest)
-        if not manifest.num_rows.get("train"):
-            raise InputError(f"snapshot {manifest.id} has no rows to train on; it has {manifest.num_rows or 'none'}")
-        return manifest.id
-
-    snapshot = world.from_first("snapshot", choose)
-    return world.together("manifest", lambda: read_manifest(lake, request["recipe"], snapshot))
-
-
-def _choose_run(lake: Lake, request: Request, made_from: dict[str, Any], under_way: str | None) -> dict[str, Any]:
-    """The run under way, of an elastic training; that which is named; else the newest of this fingerprint, or with ``--new``
-    the next: BASE, BASE-2, BASE-3, ..."""
-    base, known = fingerprint(made_from), lake.storage.list(RUNS, request["recipe"])
-    numbers = [1] if base in known else []
-    numbers += [int(name[len(base) + 1 :]) for name in known if name.startswith(f"{base}-") and name[len(base) + 1 :].isdigit()]
-    number = max(numbers, default=0) + 1 if request["new"] or not numbers else max(numbers)
-    run = under_way or (base if number == 1 else f"{base}-{number}")
-    if request.get("resume") and not under_way:
-        run = named_run(lake, request["recipe"], request["resume"], made_from, known)
-    record = read_record(lake, request["recipe"], run)
-    return {"run": run, "complete": bool(record) and record["status"] == COMPLETE if record else False}
 
 
 def build_loop(world: World, lake: Lake, request: Request, manifest: Manifest, settings: Training, run_id: str,

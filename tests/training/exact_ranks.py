@@ -19,8 +19,9 @@ from recipes import read_recipe
 from training.checkpoint import hash_arrays, newest_checkpoint
 from training.distributed.world import HorovodWorld, World
 from training.loop import Loop
+from training.requests import lake_of, train_request
 from training.steplog import read_steps
-from training.train import lake_of, train, train_request
+from training.train import train
 
 #: The models that must be exact: to add one, add its section. Each has all the chance in it that it may have.
 MODELS = {

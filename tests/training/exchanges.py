@@ -14,8 +14,8 @@ from training.feed import Feed, Order
 from training.gradients import Exchange
 from training.models import Features, Model, ModelColumns
 from training.optimizers import Optimizer
+from training.requests import lake_of
 from training.step import Step
-from training.train import lake_of
 
 ORDER = Order(seed=1, batch_size=100, window=2, lanes=10)
 NUM_IDS = 60_000

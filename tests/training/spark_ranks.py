@@ -15,7 +15,7 @@ from typing import Any
 from lakering.errors import LakeringError
 from recipes import read_recipe
 from training.distributed import Elastic, World, launch
-from training.train import train_request
+from training.requests import train_request
 
 
 def tell(world: World, request: dict[str, Any]) -> dict[str, Any]:

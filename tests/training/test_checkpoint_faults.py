@@ -14,8 +14,9 @@ from lakering.record import read_record
 from recipes import read_recipe
 from training.checkpoint import list_checkpoints, read_checkpoint
 from training.distributed import World
+from training.requests import train_request
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 OVERRIDES = ("training.precision=float64", "training.epochs=40", "training.checkpoint_every=5")
 
@@ -25,7 +26,8 @@ import sys, threading
 from lakering.storage import Storage
 from recipes import read_recipe
 from training.distributed import World
-from training.train import train, train_request
+from training.requests import train_request
+from training.train import train
 
 write_json = Storage.write_json
 

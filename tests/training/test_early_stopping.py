@@ -13,9 +13,10 @@ from recipes import read_recipe
 from recipes.training import EarlyStopping
 from training.distributed import World
 from training.early_stopping import stopping_reason, validate_early_stopping
+from training.requests import train_request
 from training.steplog import read_steps
 from training.summaries import add_training
-from training.train import train, train_request
+from training.train import train
 
 
 def reason(values, *, metric="validation_auc", **settings):

@@ -22,8 +22,9 @@ from training.checkpoint import newest_checkpoint
 from training.distributed import Elastic, World, launch
 from training.distributed.horovodrun import SECRET, validate
 from training.distributed.services import listening_on
+from training.requests import train_request
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 LAUNCHER = [sys.executable, "-m", "training.distributed.horovodrun"]
 #: Seconds: a busy machine takes long to import TensorFlow.

@@ -18,9 +18,11 @@ from training.distributed import World
 from training.evaluate import evaluate, evaluate_request
 from training.feed.reader import RowGroupReader
 from training.preview import preview_training
+from training.requests import train_request
+from training.runs import validate_origin
 from training.steplog import read_steps
 from training.summaries import add_training
-from training.train import build_loop, train, train_request, validate_origin
+from training.train import build_loop, train
 
 
 def train_toy(toy, *overrides, **request):

@@ -21,9 +21,10 @@ from training.models import Features, ModelColumns, build_model, read_model_sect
 from training.models.base import BinaryColumn, FloatColumn, IdColumn, Label
 from training.models.dropout import Dropout, row_keys
 from training.optimizers import Optimizer
+from training.requests import train_request
 from training.step import Predictor, Step, empty_batch
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 SIZES = {"train": [[400, 350], [450]], "validation": [[300]], "test": [[100]]}
 ORDER = Order(seed=1, batch_size=64, window=2, lanes=8)

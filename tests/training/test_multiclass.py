@@ -21,8 +21,9 @@ from training.feed import Feed, Order
 from training.models import Features, ModelColumns, build_model
 from training.models.base import Label
 from training.optimizers import Optimizer
+from training.requests import train_request
 from training.step import Step
-from training.train import train, train_request
+from training.train import train
 
 LABEL = Label("y", "multiclass", 1.0, 0.8, CLASSES, (0.5, 0.3, 0.2))
 SECTIONS: dict[str, Any] = {**MODELS, "wide_and_deep": ({"name": "wide_and_deep", "hidden": [8], "crosses": [["a", "b"]]}, ())}

@@ -15,7 +15,8 @@ from recipes import read_recipe
 from training.checkpoint import read_checkpoint
 from training.distributed import World
 from training.distributed.notice import Notice, is_given, validate_place
-from training.train import train, train_request
+from training.requests import train_request
+from training.train import train
 
 
 @contextmanager

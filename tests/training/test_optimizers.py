@@ -17,9 +17,10 @@ from training.distributed import World
 from training.feed import Feed, Order
 from training.models import Features, ModelColumns, build_model
 from training.optimizers import Optimizer
+from training.requests import train_request
 from training.step import Step
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 SHAPES = {"dense/weight": (4, 3), "dense/bias": (3,), "embedding": (5, 2), "zeros": (2, 2), "out/bias": ()}
 

@@ -12,8 +12,9 @@ from lakering.errors import SettingError
 from recipes import read_recipe
 from training.distributed import World
 from training.evaluate import evaluate, evaluate_request
+from training.requests import train_request
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 MODULE = '''
 import keras

@@ -19,9 +19,10 @@ from training.feed import Feed, Order
 from training.loss_scale import LossScale
 from training.models import ModelColumns
 from training.optimizers import Optimizer
+from training.requests import train_request
 from training.step import Step
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 NO_DROPOUT = "model={name: wide_and_deep, hidden: [16, 8], dropout: 0, embedding_dropout: 0, max_embedding: 4}"
 

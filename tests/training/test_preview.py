@@ -12,7 +12,8 @@ from recipes import read_recipe
 from training.distributed import World, num_ranks
 from training.evaluate import evaluate, evaluate_request
 from training.preview import preview_evaluation, preview_training
-from training.train import train, train_request
+from training.requests import train_request
+from training.train import train
 
 
 def files_of(toy):

@@ -19,8 +19,9 @@ from tests.training.two_ranks import LARGE_BATCH, SLICES, TWO_TOWERS
 from training.distributed import World, launch
 from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
 from training.evaluate import evaluate, evaluate_request
+from training.requests import lake_of, train_request
 from training.steplog import read_steps
-from training.train import lake_of, train, train_request
+from training.train import train
 
 
 @pytest.fixture(scope="module")

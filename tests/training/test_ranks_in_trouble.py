@@ -19,7 +19,8 @@ from recipes import read_recipe
 from training.distributed import World, launch
 from training.distributed.launcher import ancestors, is_orphan
 from training.distributed.peers import Peer, address_of, late_ranks, verdict
-from training.train import train, train_request
+from training.requests import train_request
+from training.train import train
 
 HOST = socket.gethostname()
 

@@ -16,9 +16,10 @@ from training import saver
 from training.best import read_best
 from training.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from training.distributed import World
+from training.requests import train_request
 from training.saver import Saver
 from training.steplog import StepLog, read_steps
-from training.train import train, train_request
+from training.train import train
 
 RUN = ("runs", "toy", "r1")
 

@@ -12,8 +12,8 @@ from lakering.summary import Summary
 from recipes import read_recipe
 from recipes.training import LearningRateScaling, StepDecay, Training
 from training.preview import preview_training
+from training.requests import train_request
 from training.schedules import derive, learning_rate, with_scaled_batch
-from training.train import train_request
 
 
 def rates(settings: Training, steps: list[int], total: int) -> list[float]:

@@ -19,9 +19,10 @@ from training.evaluate import evaluate, evaluate_request
 from training.export import read_model
 from training.feed import Feed, Order
 from training.preview import preview_evaluation
+from training.requests import train_request
 from training.step import Predictor
 from training.summaries import add_evaluation
-from training.train import train, train_request
+from training.train import train
 
 
 def trained(toy, *overrides):

@@ -19,9 +19,10 @@ from training.evaluate import evaluate, evaluate_request
 from training.feed import Feed, Order
 from training.models import ModelColumns, build_model
 from training.optimizers import Optimizer
+from training.requests import train_request
 from training.step import Step
 from training.steplog import read_steps
-from training.train import train, train_request
+from training.train import train
 
 
 def train_toy(toy, *overrides, **request):

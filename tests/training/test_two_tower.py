@@ -19,8 +19,9 @@ from training.models import Features, ModelColumns, build_model
 from training.models.base import BinaryColumn, FloatColumn, IdColumn, Label
 from training.models.dropout import Dropout
 from training.optimizers import Optimizer, name_of
+from training.requests import train_request
 from training.step import Step
-from training.train import train, train_request
+from training.train import train
 
 FLOATS = (FloatColumn("q0", 0.0, 1.0, (-4.0, 4.0)), FloatColumn("q1", 0.0, 1.0, (-4.0, 4.0)))
 COLUMNS = ModelColumns(FLOATS, (IdColumn("item", 6),), Label("y", "binary", 0.5, 0.5))

@@ -18,10 +18,11 @@ from training import watch
 from training.distributed import World
 from training.loop import Loop
 from training.profile import read_range
+from training.requests import train_request
 from training.steplog import read_steps
 from training.summaries import add_training
 from training.timing import RankTimes, StepTimes, slowest_rank, time_facts
-from training.train import train, train_request
+from training.train import train
 from training.watch import Watch
 
 

@@ -21,8 +21,9 @@ from training.distributed.world import HorovodWorld
 from training.evaluate import evaluate, evaluate_request
 from training.feed import Feed
 from training.loop import Loop
+from training.requests import lake_of, train_request
 from training.step import Step
-from training.train import lake_of, train, train_request
+from training.train import train
 
 #: All that a recipe for large batches may ask of a step.
 LARGE_BATCH = ("training.optimizer=lamb", "training.weight_decay=0.01", "training.clip_norm=0.05", "training.accumulate=3",

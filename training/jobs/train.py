@@ -14,8 +14,8 @@ from lakering.jobs import job_parser, read_recipe_of, run_job
 from lakering.summary import Summary
 from training.distributed import MAX_RESETS, STALL_SECONDS, Elastic, launch, num_ranks, only_first_speaks, parse_device
 from training.preview import preview_training
+from training.requests import train_request
 from training.summaries import add_training
-from training.train import train_request
 
 
 def parser() -> argparse.ArgumentParser:

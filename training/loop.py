@@ -28,7 +28,7 @@ from training.models import Model
 from training.not_finite import explain
 from training.optimizers import Optimizer, name_of
 from training.profile import Profile
-from training.saver import Saver
+from training.saver import Copies, Saver
 from training.schedules import learning_rate
 from training.step import Predictor, Step, StepResult
 from training.steplog import StepLog, plain
@@ -118,6 +118,9 @@ class Loop:
         settings = self.settings
         self.saver = Saver(self.lake, self.run, self.steps, keep=settings.keep_checkpoints, keep_best=settings.keep_best,
                            epoch_steps=self.feed.num_steps)  # fmt: skip
+        if self.world.rank == 0:
+            variables = {name_of(variable): variable for variable in self.model.variables}
+            self._copies = {"weights": Copies(variables), "slots": Copies(self.optimizer.slots)}
         self.notice = Notice(self.spot_notice)
         step = Step(self.model, self.optimizer, self.world, settings.seed, accumulate=settings.accumulate,
                     clip_norm=settings.clip_norm, label_smoothing=settings.label_smoothing,
@@ -226,19 +229,24 @@ class Loop:
 
     def capture(self) -> Checkpoint:
         """All that ``restore`` takes up, copied: the next step does not change it."""
+        return self._checkpoint(self.weights(), self.slots())
+
+    def _checkpoint(self, weights: Arrays, slots: Arrays) -> Checkpoint:
         progress = self.progress
         facts = {"epoch": progress.epoch, "step": progress.step, "global_step": progress.global_step,
                  "epochs": plain(progress.epochs), "last_loss": plain(progress.last_loss),
                  # Whatever is drawn at random is drawn from the seed, a position and a row: there is no other state.
                  "random": {"seed": self.settings.seed}, **self.made_from}  # fmt: skip
-        return Checkpoint(self.weights(), self.slots(), facts)
+        return Checkpoint(weights, slots, facts)
 
     def save(self, *, must: bool = False) -> None:
         """Copies a checkpoint on rank 0, which a thread writes; see ``Saver.save``."""
         if self.world.rank == 0:
-            self.saver.save(self.progress.global_step, self.capture, must=must)
-
+            self.saver.save(self.progress.global_step, self._copied, must=must)
         self.world.commit(self.capture, self.steps.flush)
+
+    def _copied(self) -> Checkpoint:
+        return self._checkpoint(self._copies["weights"].take(), self._copies["slots"].take())
 
     def _stop(self, total: int) -> None:
         """Ends the training on all ranks, which are at the same step, unless it was the last one."""

@@ -6,17 +6,41 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
 
 from lakering.errors import LakeringError, UnsavedError
 from lakering.lake import Lake
 from training.best import better, read_best, write_best
-from training.checkpoint import Checkpoint, write_checkpoint
+from training.checkpoint import Arrays, Checkpoint, write_checkpoint
 from training.steplog import StepLog
 
 log = logging.getLogger("training")
 #: The share of an epoch that steps may stop for one that is still written; and seconds that they may whatever its length.
 MOST_WAIT, LEAST_WAIT = 0.05, 0.25
+
+
+class Copies:
+    """The memory that variables are copied into for each checkpoint, the same each time: to copy into fresh memory takes ten
+    times as long. One that is still being written must not be copied over."""
+
+    def __init__(self, variables: Mapping[str, tf.Variable]) -> None:
+        self._variables = dict(variables)
+        # Written to here, so that the first copy finds it in place.
+        self._arrays = {name: np.full(v.shape, 0, v.dtype.as_numpy_dtype) for name, v in self._variables.items()}
+
+    def take(self) -> Arrays:
+        for name, variable in self._variables.items():
+            np.copyto(self._arrays[name], _seen(variable))
+        return dict(self._arrays)
+
+
+def _seen(variable: tf.Variable) -> np.ndarray:
+    """A variable's own memory, to be read before its next step; on a GPU a copy."""
+    tensor = variable.read_value()
+    return tensor.numpy() if "GPU" in tensor.device else np.asarray(memoryview(tensor))
 
 
 class Saver:

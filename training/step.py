@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,10 @@ class Step:
         variables, loss_scale = model.variables, optimizer.loss_scale
         dtype = variables[0].dtype
 
+        # Alone, a rank knows the whole batch's weight before it takes gradients: no pass over them is needed for the mean.
+        means = world.size == 1 and accumulate == 1 and loss_scale is None
+        self._draws = True
+
         def scaled(total: tf.Tensor) -> tf.Tensor:
             # By a power of two, so that unscaling loses no bit.
             return total if loss_scale is None else total * (loss_scale.scale / 2.0 ** max(batch_rows - 1, 0).bit_length())
@@ -64,16 +69,19 @@ class Step:
         def sums(floats: tf.Tensor, ids: tf.Tensor, label: tf.Tensor, weight: tf.Tensor, keys: tf.Tensor,
                  *cells: tf.Tensor) -> list[Gradient]:  # fmt: skip
             features = _features(model.columns, floats, ids, cells)
+            dropouts = [Dropout(keys)]
             with tf.GradientTape() as tape:
-                scores = tf.cast(model.scores(features, Dropout(keys)), dtype)
+                scores = tf.cast(model.scores(features, dropouts[0]), dtype)
                 losses = model.losses(scores, _target(label, label_smoothing, model.columns.label, scores.dtype))
                 weights = tf.cast(weight, losses.dtype)
                 if model.spans_batch:  # what each row scores alone is then not computed: the graph is pruned of it
-                    losses, weights = model.batch_losses(features, label, weights, Dropout(keys), world.gather_tensors)
-                total = tf.reduce_sum(losses * weights)
-                target = scaled(total)
+                    dropouts.append(Dropout(keys))
+                    losses, weights = model.batch_losses(features, label, weights, dropouts[1], world.gather_tensors)
+                total, weight_sum = tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+                target = tf.math.divide_no_nan(total, weight_sum) if means else scaled(total)
+            self._draws = any(dropout.draws for dropout in dropouts)
             gradients = tape.gradient(target, variables, unconnected_gradients="zero")
-            return [*gradients, total, tf.reduce_sum(weights)]
+            return [*gradients, total, weight_sum]
 
         lookups: list[int] = []
         wanted = sparse_gradients == "auto" and accumulate == 1 and (world.size > 1 or optimizer.takes_sparse)
@@ -100,8 +108,9 @@ class Step:
                 (gradients, facts), seconds = timed([gradients, facts], lambda: exchange(gradients, facts))
             else:
                 gradients, facts = exchange(gradients, facts)
-            weights = scaled(facts[1])
-            gradients = [on_values(lambda g: tf.math.divide_no_nan(g, weights), g) for g in gradients]  # it may weigh nothing
+            if not means:
+                share = tf.math.divide_no_nan(tf.ones([], dtype), scaled(facts[1]))  # it may weigh nothing
+                gradients = [on_values(lambda g: g * share, g) for g in gradients]
             norm = global_norm(gradients)
             if clip_norm is not None:
                 most = tf.constant(clip_norm, norm.dtype)
@@ -123,7 +132,7 @@ class Step:
         ``stopping`` that this rank was told to stop."""
         shown = batch if batch is not None else empty_batch(self._columns)
         rates = self._optimizer.rates(learning_rate, global_step)
-        keys = row_keys(shown.output, self._seed, global_step)
+        keys = row_keys(shown.output, self._seed, global_step) if self._draws else _NO_KEYS
         told = np.array([batch is None, stopping], np.float32)
         floats, ids, label, weight, cells = _inputs(shown, self._columns)
         result = self._run(floats, ids, label, weight, keys, rates, told, *cells).numpy().tolist()
@@ -154,6 +163,8 @@ class Predictor:
         return self._model.predictions(self._run(floats, ids, *cells).numpy())
 
 
+#: For a model without dropout, whose graph makes no use of them.
+_NO_KEYS = np.empty(0, np.uint32)
 #: Of each row: label, weight, and what its dropout is drawn from.
 _LABELLED = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.uint32)]
 #: The optimizer's rates, and what this rank tells the others: that its part could not be read, that it was told to stop.
@@ -191,8 +202,14 @@ def _inputs(batch: Batch, columns: ModelColumns) -> tuple[tf.Tensor, tf.Tensor, 
     """Floats, ids, label, weight, and the other features in the order of their columns."""
     tensors = batch.tensors()
     cells = {**tensors.arrays, **tensors.tokens, **tensors.images}
-    weight = tensors.weight if tensors.weight is not None else tf.ones(batch.num_rows, tf.float32)
+    weight = tensors.weight if tensors.weight is not None else _ones(batch.num_rows)
     return tensors.floats, tensors.ids, tensors.label, weight, [cells[c.name] for c in columns.binary]
+
+
+@lru_cache(maxsize=4)
+def _ones(rows: int) -> tf.Tensor:
+    """The weights of rows that have none: batches are of one size, but for the last."""
+    return tf.ones(rows, tf.float32)
 
 
 def empty_batch(columns: ModelColumns) -> Batch:

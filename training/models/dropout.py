@@ -26,6 +26,11 @@ class Dropout:
         self._keys = keys
         self._layers = 0
 
+    @property
+    def draws(self) -> bool:
+        """Whether any layer drew by it, so that the keys matter."""
+        return self._layers > 0
+
     def apply(self, values: tf.Tensor, rate: float) -> tf.Tensor:
         """Values [rows, ...], each set to zero with probability ``rate``, the others scaled so that the mean stays. All axes
         but the first have fixed lengths, and hold together at most a million values a row."""

@@ -114,6 +114,7 @@ def test_a_file_that_vanished_or_was_replaced_is_named(toy):
             use(toy.lake, toy.manifest)
 
 
+@pytest.mark.faults
 def test_a_store_that_answers_no_more_ends_the_epoch_with_an_error_and_no_thread_is_left(server, toy):
     with closing(
         Feed(lake=toy.lake, manifest=toy.manifest, split="train", order=replace(ORDER, window=1), read_ahead=0).epoch(0)

@@ -142,6 +142,7 @@ def test_a_run_whose_newest_checkpoint_is_broken_goes_on_from_the_one_before(wri
     assert losses(toy, whole["run"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.faults
 def test_a_killed_training_ends_as_one_that_was_never_killed(write_toy, start_job):
     toy = write_toy()
     overrides = ("training.epochs=40", "training.checkpoint_every=5")

@@ -58,8 +58,6 @@ class Step:
         variables, loss_scale = model.variables, optimizer.loss_scale
         dtype = variables[0].dtype
 
-        # Alone, a rank knows the whole batch's weight before it takes gradients: no pass over them is needed for the mean.
-        means = world.size == 1 and accumulate == 1 and loss_scale is None
         self._draws = True
 
         def scaled(total: tf.Tensor) -> tf.Tensor:
@@ -78,7 +76,7 @@ class Step:
                     dropouts.append(Dropout(keys))
                     losses, weights = model.batch_losses(features, label, weights, dropouts[1], world.gather_tensors)
                 total, weight_sum = tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
-                target = tf.math.divide_no_nan(total, weight_sum) if means else scaled(total)
+                target = scaled(total)
             self._draws = any(dropout.draws for dropout in dropouts)
             gradients = tape.gradient(target, variables, unconnected_gradients="zero")
             return [*gradients, total, weight_sum]
@@ -108,9 +106,8 @@ class Step:
                 (gradients, facts), seconds = timed([gradients, facts], lambda: exchange(gradients, facts))
             else:
                 gradients, facts = exchange(gradients, facts)
-            if not means:
-                share = tf.math.divide_no_nan(tf.ones([], dtype), scaled(facts[1]))  # it may weigh nothing
-                gradients = [on_values(lambda g: g * share, g) for g in gradients]
+            weights = scaled(facts[1])
+            gradients = [on_values(lambda g: tf.math.divide_no_nan(g, weights), g) for g in gradients]  # it may weigh nothing
             norm = global_norm(gradients)
             if clip_norm is not None:
                 most = tf.constant(clip_norm, norm.dtype)

@@ -13,6 +13,7 @@ import io
 import math
 import re
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,26 +126,59 @@ def _unpack(content: bytes, names: list[str]) -> Arrays:
 
 
 def write_checkpoint(lake: Lake, run: tuple[str, ...], checkpoint: Checkpoint, *, keep: int, spare: str | None = None) -> str:
-    """Writes a checkpoint, removes all but the newest ``keep`` and the one named ``spare``, and returns its name. What could
-    not be written whole is removed before its error goes on."""
+    """Writes a checkpoint, removes all but the newest ``keep`` up to it and the one named ``spare``, and returns its name. What
+    could not be written whole is removed before its error goes on.
+
+    One of the same step and arrays that is there, such as a stopped training's before its epoch was validated, is not written
+    again: what is told of it is, in one write, so that at no moment it is not there."""
     name = f"{checkpoint.global_step:010d}"
     folder = (*run, FOLDER, name)
-    lake.storage.delete(*folder)  # what was broken off there, or passed over
-    try:
-        files = {part: write_arrays(lake, arrays, *folder, part)
-                 for part, arrays in zip(PARTS, (checkpoint.weights, checkpoint.optimizer), strict=True)}  # fmt: skip
-        index = {**checkpoint.facts, "format": FORMAT, "files": files}
-        lake.storage.write_json({**index, "checksum": _checksum(index)}, *folder, INDEX)
-    except BaseException:
-        with suppress(Exception):
-            lake.storage.delete(*folder)
-        raise
-    complete = list_checkpoints(lake, run)
-    kept = {name, spare, *sorted(set(complete) - {name}, reverse=True)[: keep - 1]}
+    files = _files_there(lake, folder, checkpoint)
+    if files is not None:
+        _write_index(lake, folder, checkpoint, files)
+    else:
+        lake.storage.delete(*folder)  # what was broken off there, or passed over
+        try:
+            files = {part: write_arrays(lake, arrays, *folder, part) for part, arrays in _parts(checkpoint)}
+            _write_index(lake, folder, checkpoint, files)
+        except BaseException:
+            with suppress(Exception):
+                lake.storage.delete(*folder)
+            raise
+    older = [other for other in list_checkpoints(lake, run) if other < name]
+    kept = {name, spare, *older[len(older) - (keep - 1) :]}
     for old in lake.storage.list(*run, FOLDER):
         if old < name and old not in kept:  # broken off, too
             lake.storage.delete(*run, FOLDER, old)
     return name
+
+
+def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, Arrays]]:
+    return zip(PARTS, (checkpoint.weights, checkpoint.optimizer), strict=True)
+
+
+def _write_index(lake: Lake, folder: tuple[str, ...], checkpoint: Checkpoint, files: dict[str, Any]) -> None:
+    index = {**checkpoint.facts, "format": FORMAT, "files": files}
+    lake.storage.write_json({**index, "checksum": _checksum(index)}, *folder, INDEX)
+
+
+def _files_there(lake: Lake, folder: tuple[str, ...], checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What an index tells of its files, if a whole checkpoint with the same arrays is there."""
+    if not lake.storage.exists(*folder, INDEX):
+        return None
+    try:
+        index = _read_index(lake, *folder)
+        same = all(_equal(read_arrays(lake, index["files"][part], *folder, part), arrays) for part, arrays in _parts(checkpoint))
+    except IntegrityError:
+        return None
+    return index["files"] if same else None
+
+
+def _equal(stored: Arrays, arrays: Arrays) -> bool:
+    return list(stored) == list(arrays) and all(
+        stored[name].dtype == array.dtype and stored[name].shape == array.shape and stored[name].tobytes() == array.tobytes()
+        for name, array in arrays.items()
+    )
 
 
 def _checksum(index: dict[str, Any]) -> str:

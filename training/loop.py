@@ -142,6 +142,7 @@ class Loop:
             while self.progress.epoch < self.settings.epochs and self.stopped_early() is None:
                 times = StepTimes()
                 self._train_epoch(step, total, watch, times)
+                self._stop_if_told(total)  # a validation may take longer than the notice
                 self._end_epoch(predictor, times)
             self.world.from_first("checkpoint", self.saver.finish)
 
@@ -178,7 +179,7 @@ class Loop:
                 self.saver.step_done()
                 watch.step(progress.global_step, progress.epoch, result.loss, rows)
                 self.world.reached(progress.global_step)
-                if result.stopping_ranks:
+                if result.stopping_ranks and progress.global_step < total:
                     self._stop(total)
                 going_on = progress.step < self.feed.num_steps
                 saves = going_on and progress.global_step % self.settings.checkpoint_every == 0
@@ -248,10 +249,12 @@ class Loop:
     def _copied(self) -> Checkpoint:
         return self._checkpoint(self._copies["weights"].take(), self._copies["slots"].take())
 
+    def _stop_if_told(self, total: int) -> None:
+        if any(self.world.gather(self.notice.given or "", "notice")):
+            self._stop(total)
+
     def _stop(self, total: int) -> None:
-        """Ends the training on all ranks, which are at the same step, unless it was the last one."""
-        if self.progress.global_step >= total:
-            return
+        """Ends the training on all ranks, which are at the same step."""
         told = enumerate(self.world.gather(self.notice.given or "", "notice"))
         why = "; ".join(f"rank {rank}: {given}" for rank, given in told if given)
         self.save(must=True)

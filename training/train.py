@@ -25,7 +25,7 @@ from lakering.names import fingerprint
 from lakering.record import LOCK, read_record, write_record
 from recipes.training import Training
 from training.best import read_best
-from training.checkpoint import Arrays, Checkpoint, list_checkpoints, newest_checkpoint, read_checkpoint
+from training.checkpoint import Arrays, Checkpoint, newest_checkpoint, read_checkpoint
 from training.distributed import World
 from training.early_stopping import validate_early_stopping
 from training.export import FOLDER, JSON, write_model
@@ -75,7 +75,7 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
     started = world.memory.setdefault("started", time.time())
     loop = build_loop(world, lake, request, manifest, settings, run_id, made_from)
     notes: list[str] = []
-    checkpoint = world.recover(lambda: int(max(list_checkpoints(lake, loop.run), default=-1)))
+    checkpoint = world.recover(lambda: _newest_step(lake, loop.run))
     if checkpoint is None:
         checkpoint, notes = world.together("restore", lambda: newest_checkpoint(lake, loop.run))
     if world.size > settings.window:
@@ -99,6 +99,12 @@ def _train(world: World, lake: Lake, request: Request, manifest: Manifest, setti
     if loop.profile is not None:
         notes += loop.profile.notes
     return world.from_first("model", lambda: _finish(loop, request, manifest, run_id, resumed_at, started, fed)), notes
+
+
+def _newest_step(lake: Lake, run: tuple[str, ...]) -> int:
+    """The global step of the newest checkpoint that is whole; -1 for none."""
+    checkpoint, _ = newest_checkpoint(lake, run)
+    return -1 if checkpoint is None else checkpoint.global_step
 
 
 def _announce(world: World, loop: Loop) -> None:

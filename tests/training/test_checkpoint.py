@@ -236,6 +236,29 @@ def test_what_was_broken_off_is_removed_and_a_spared_one_stays(lake):
     assert sorted(path.name for path in folder(lake, 20).parent.iterdir()) == ["0000000005", "0000000020"]
 
 
+def test_a_checkpoint_that_is_told_anew_is_there_at_every_moment(lake, monkeypatch):
+    write(lake, 10)
+    again = Checkpoint(checkpoint(10).weights, checkpoint(10).optimizer, {"global_step": 10, "epochs": [1]})
+    with monkeypatch.context() as full:
+        full.setattr(Storage, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            write_checkpoint(lake, RUN, again, keep=1)
+    found, _ = newest_checkpoint(lake, RUN)
+    assert found is not None
+    assert "epochs" not in found.facts
+    write_checkpoint(lake, RUN, again, keep=1)
+    found, passed_over = newest_checkpoint(lake, RUN)
+    assert found is not None
+    assert (found.facts["epochs"], passed_over) == ([1], [])
+
+
+def test_one_that_was_passed_over_does_not_count_as_kept(lake):
+    write(lake, 10, 20, 40)
+    (folder(lake, 40) / "weights.npz").write_bytes(b"cut")
+    write_checkpoint(lake, RUN, checkpoint(30), keep=2)
+    assert sorted(path.name for path in folder(lake, 30).parent.iterdir()) == ["0000000020", "0000000030", "0000000040"]
+
+
 def test_hashes_tell_names_shapes_types_and_values_apart():
     base: Arrays = {"w": np.zeros((2, 3), np.float32)}
     others: list[Arrays] = [

@@ -239,6 +239,21 @@ def test_fewer_ranks_than_the_least_end_the_run_and_a_rerun_goes_on(tmp_path, to
     assert newest_checkpoint(toy.lake, toy.lake.run("toy", result["run"]))[0].global_step == NUM_STEPS  # type: ignore[union-attr]
 
 
+@pytest.mark.faults
+def test_a_rank_that_dies_before_the_ranks_have_met_is_done_without(tmp_path, toy_writer, job_environment):
+    toy = toy_writer(tmp_path)
+    write(tmp_path / "dies", "127.0.0.1")
+    run = Run(tmp_path, job_environment, "-H", "localhost:1,127.0.0.1:1", least=1)
+    try:
+        run.advance(NUM_STEPS)
+        assert run.process.wait(START) == 0, run.out.read_text()[-5000:]
+    finally:
+        run.process.kill()
+    said = json.loads((tmp_path / "summary.json").read_text())
+    steps = read_steps(toy.lake, toy.lake.run("toy", said["run"]["id"]))
+    assert [step["global_step"] for step in steps] == list(range(NUM_STEPS))
+
+
 def assert_shut(launcher: int) -> None:
     """All processes of a launch listen on the loopback alone, and no command line holds a secret."""
     listening = 0

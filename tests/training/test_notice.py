@@ -15,7 +15,9 @@ from recipes import read_recipe
 from training.checkpoint import read_checkpoint
 from training.distributed import World
 from training.distributed.notice import Notice, is_given, validate_place
+from training.loop import Loop
 from training.requests import train_request
+from training.step import Step
 from training.train import train
 
 
@@ -81,6 +83,28 @@ def test_a_first_signal_is_a_notice_and_a_second_what_it_was_before():
         assert seen == ["before", "before"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_notice_in_the_last_step_is_acted_on_before_the_validation(write_toy, monkeypatch):
+    toy = write_toy()
+    request = train_request(read_recipe(toy.recipe))
+    call = Step.__call__
+
+    def told(step, batch, global_step, *arguments, **options):
+        if global_step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(step, batch, global_step, *arguments, **options)
+
+    with monkeypatch.context() as last:
+        last.setattr(Step, "__call__", told)
+        last.setattr(Loop, "validate", lambda loop, _: {} if loop.progress.epoch == 0 else pytest.fail("validated"))
+        with pytest.raises(StoppedError, match=r"rank 0: SIGTERM.* after 14 of 14 steps"):
+            train(World(), request)
+    resumed = train(World(), request)
+    assert resumed["record"]["resumed_at"] == 14
+    whole = train(World(), {**request, "new": True})
+    final, expected = (found["record"]["metrics"]["final"] for found in (resumed, whole))
+    assert final == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_training_that_gets_notice_is_saved_and_ends_as_one_that_never_got_it(write_toy, tmp_path):

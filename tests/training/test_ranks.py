@@ -159,12 +159,12 @@ def test_the_slowest_rank_is_named_and_the_others_waiting_is_no_allreduce(seen):
     timings = record["timings"]
     split = timings["milliseconds_per_step"]
     assert timings["slowest"].startswith(f"rank 1 on {socket.gethostname()} (compute")
-    # Rank 0 waits for the 50 ms of rank 1 at each step: on an average of both ranks, half of that.
-    assert split["waiting_for_others"] > 15
-    assert split["compute"] > 25
+    # Rank 0 waits for the 150 ms of rank 1 at each step, less what itself is slower: on an average of both ranks, half of that.
+    assert split["waiting_for_others"] > 20
+    assert split["compute"] > 75
     assert timings["rows_per_second"] == pytest.approx(2 * timings["rows_per_second_per_rank"])
-    # 1,300 rows in 14 steps of 50 ms and more.
-    assert 0 < timings["rows_per_second"] < 1300 / (14 * 0.05)
+    # 1,300 rows in 14 steps of 150 ms and more.
+    assert 0 < timings["rows_per_second"] < 1300 / (14 * 0.15)
     steps = read_steps(toy.lake, toy.lake.run("toy", ranks[0]["watched"]["run"]))
     assert all(0 < step["allreduce_seconds"] < step["seconds"] for step in steps)
 

@@ -114,7 +114,7 @@ def watched_training(world: HorovodWorld, recipe_path: str) -> dict[str, Any]:
 
     def slow(step: Step, *arguments: Any, **options: Any) -> Any:
         if world.rank == 1:
-            time.sleep(0.05)
+            time.sleep(0.15)
         return call(step, *arguments, **options)
 
     Step.__call__ = slow  # type: ignore[method-assign, assignment]
@@ -126,7 +126,7 @@ def watched_training(world: HorovodWorld, recipe_path: str) -> dict[str, Any]:
 
 
 def main(recipe_path: str, output: str) -> None:
-    world = HorovodWorld()
+    world = HorovodWorld(profiled=True)
     recipe = read_recipe(recipe_path)
     request = train_request(recipe)
     seen: dict[str, Any] = {"size": world.size}

@@ -21,6 +21,7 @@ from lakering.errors import LakeringError, SettingError, TrainingError
 from training.checkpoint import Arrays, Checkpoint
 from training.distributed.launcher import end_with_launcher
 from training.distributed.modes import Mode, be_silent
+from training.distributed.peers import UnreachedError
 from training.distributed.services import listening_on
 from training.distributed.world import HorovodWorld, World
 
@@ -93,12 +94,15 @@ class ElasticWorld(HorovodWorld):
 
     _elastic = True
 
-    def __init__(self, kept: Kept, news: HostNews, elastic: Elastic, stall_seconds: int) -> None:
+    def __init__(self, kept: Kept, news: HostNews, elastic: Elastic, stall_seconds: int, *, profiled: bool) -> None:
         news.changed = False
         self._kept, self._news = kept, news
         try:
-            super().__init__(stall_seconds, watch_launcher=False)
+            super().__init__(stall_seconds, profiled=profiled, watch_launcher=False)
             self._meet(elastic)
+        except UnreachedError as error:
+            self.leave()
+            raise LostRanks(error.message, next_step=error.next_step) from error
         except BaseException:
             self.leave()
             raise
@@ -204,7 +208,7 @@ def run_elastic(work: Work, request: dict[str, Any], elastic: Elastic, stall_sec
     while True:
         world = None
         try:
-            world = ElasticWorld(kept, news, elastic, stall_seconds)
+            world = ElasticWorld(kept, news, elastic, stall_seconds, profiled=bool(request.get("profile")))
             failed_starts = 0
             result = work(world, request)
             world.close()

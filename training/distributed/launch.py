@@ -10,6 +10,7 @@ from typing import Any
 from lakering.errors import SettingError
 from training.distributed.devices import Device, pin_device, tell_allreduce
 from training.distributed.elastic import Elastic, Work, run_elastic
+from training.distributed.launcher import end_with_launcher
 from training.distributed.modes import Mode, detect_mode, validate_ranks
 from training.distributed.world import STALL_SECONDS, HorovodWorld, World, _attempt
 
@@ -48,6 +49,8 @@ def launch(function: str, request: Request, ranks: int | None = None, network_in
     if elastic is not None:
         result = run_elastic(_on_device(_find(function), device), request, elastic, stall_seconds)
         return {**result, "launch": f"horovodrun, elastic, {elastic.least} to {elastic.most} ranks"}
+    if mode != "python" and size == 1:  # one of several ranks sees to it itself
+        end_with_launcher(0, in_spark=mode == "spark")
     result = work_as_rank(function, request, mode == "horovodrun" and size > 1, stall_seconds, device)
     return {**result, "launch": describe(mode, size)}
 
@@ -56,7 +59,7 @@ def work_as_rank(function: str, request: Request, distributed: bool, stall_secon
     """The life of one rank in this process: pinned to its device before TensorFlow starts, joined with the others if it
     is one of several, and left with them."""
     pinned, failure = _attempt(lambda: pin_device(device, *_place()))
-    world = HorovodWorld(stall_seconds) if distributed else World()
+    world = HorovodWorld(stall_seconds, profiled=bool(request.get("profile"))) if distributed else World()
     try:
         world.raise_together("device", failure)
         world.device = pinned or world.device

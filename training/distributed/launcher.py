@@ -37,9 +37,10 @@ def is_orphan(chain: list[psutil.Process]) -> bool:
         return True
 
 
-def end_with_launcher(rank: int) -> None:
-    """Starts the thread that ends this process when one above it is gone."""
-    chain = ancestors(in_spark=SPARK_TASK in os.environ)
+def end_with_launcher(rank: int, *, in_spark: bool = False) -> None:
+    """Starts the thread that ends this process when one above it is gone; ``in_spark`` in a driver, whose launcher is a JVM as
+    a task's is."""
+    chain = ancestors(in_spark=in_spark or SPARK_TASK in os.environ)
 
     def watch() -> None:
         while not is_orphan(chain):

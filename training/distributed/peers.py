@@ -27,8 +27,12 @@ SILENT = 30.0
 #: Seconds that the other ranks have to end by themselves once the reason is known; then their processes are ended.
 GRACE, GRACE_ELASTIC = 15.0, 60.0
 #: Seconds to connect at the start, and to say who one is.
-CONNECT, GREET = 60.0, 5.0
+CONNECT, GREET = 30.0, 5.0
 MAX_LINE = 1 << 16
+
+
+class UnreachedError(TrainingError):
+    """The ranks did not come together: one of them died on the way, or no network joins them."""
 
 
 @dataclass
@@ -105,9 +109,7 @@ class Peers:
                 self._connections = self._accept(server, token, size)
         else:
             host, port, token = json.loads(broadcast(""))
-            connection = _connect(host, port)
-            _send(connection, {"token": token, "rank": rank, "host": self._me.host})
-            self._connections = {0: connection}
+            self._connections = {0: _connect(host, port, {"token": token, "rank": rank, "host": self._me.host})}
         threading.Thread(target=self._serve, name="peers", daemon=True).start()
 
     def doing(self, what: str, waiting: bool) -> tuple[str, bool]:
@@ -149,7 +151,7 @@ class Peers:
             except TimeoutError:
                 if time.monotonic() > until:
                     missing = sorted(set(range(1, size)) - set(found))
-                    raise TrainingError(f"ranks {missing} did not reach rank 0 within {CONNECT:.0f} s") from None
+                    raise UnreachedError(f"ranks {missing} did not reach rank 0 within {CONNECT:.0f} s") from None
                 continue
             except (OSError, ValueError):
                 continue
@@ -295,12 +297,14 @@ def _print(text: str) -> None:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{text}\n".encode())
 
 
-def _connect(host: str, port: int) -> socket.socket:
+def _connect(host: str, port: int, hello: dict[str, Any]) -> socket.socket:
     try:
-        return socket.create_connection((host, port), timeout=CONNECT)
+        connection = socket.create_connection((host, port), timeout=CONNECT)
+        _send(connection, hello)
+        return connection
     except OSError as error:
-        raise TrainingError(f"rank 0 at {host}:{port} cannot be reached: {error}",
-                            next_step="name the interface that all hosts share with --network-interface") from error  # fmt: skip
+        raise UnreachedError(f"rank 0 at {host}:{port} cannot be reached: {error}",
+                             next_step="name the interface that all hosts share with --network-interface") from error  # fmt: skip
 
 
 def _send(connection: socket.socket, value: dict[str, Any]) -> None:

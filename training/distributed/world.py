@@ -133,16 +133,19 @@ class World:
 class HorovodWorld(World):
     """The ranks that ``horovodrun`` or Spark started; made inside each of them.
 
-    A rank that keeps the others waiting for ``stall_seconds`` (whole, 10 or more) ends the run with its name."""
+    A rank that keeps the others waiting for ``stall_seconds`` (whole, 10 or more) ends the run with its name. Only with
+    ``profiled`` can ``timeline`` be entered."""
 
     _elastic = False
 
-    def __init__(self, stall_seconds: int = STALL_SECONDS, *, watch_launcher: bool = True) -> None:
+    def __init__(self, stall_seconds: int = STALL_SECONDS, *, profiled: bool = False, watch_launcher: bool = True) -> None:
         # A stalled rank waits for ever by default. Read when Horovod starts, so set before it.
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(stall_seconds // 10))
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(stall_seconds))
-        # Nothing is recorded until ``timeline``, which Horovod refuses later unless it was told so at its start.
-        os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
+        if profiled:
+            # Horovod refuses to start a timeline later unless it is told so at its start; and a thread of rank 0 then turns
+            # without a pause, recording or not: on a machine of two cores steps took 1.4 times as long.
+            os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
         if watch_launcher:
             end_with_launcher(int(os.environ.get("HOROVOD_RANK", "0")))
         import horovod.tensorflow as hvd

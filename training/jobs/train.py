@@ -48,11 +48,11 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace, summary: Summary) -> None:
     request = train_request(read_recipe_of(args), snapshot=args.snapshot, new=args.new, scale_batch=args.scale_batch,
                             profile=args.profile, resume=args.resume, spot_notice=args.spot_notice)  # fmt: skip
+    elastic = Elastic.parse(args.elastic, args.max_resets) if args.elastic else None
+    device = parse_device(args.device)
     if args.dry_run:
         return preview_training(summary, request, num_ranks(args.ranks))
-    elastic = Elastic.parse(args.elastic, args.max_resets) if args.elastic else None
-    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds, elastic,
-                    parse_device(args.device))  # fmt: skip
+    result = launch("training.train:train", request, args.ranks, args.network_interface, args.stall_seconds, elastic, device)
     add_training(summary, result)
 
 

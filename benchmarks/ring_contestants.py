@@ -26,7 +26,7 @@ from training.optimizers import Optimizer
 ROOT = Path(__file__).resolve().parents[1]
 #: Parameters: 5.0 million; a step of 50 ms or more, one of about 5; 17.5 million, whose Adam holds 200 MiB.
 TWO = Sizes(hidden=(2048, 2200), batch=4096, steps=5, warm=2)
-LARGE = Sizes(hidden=(1024, 512), batch=2048, steps=40)
+LARGE = Sizes(hidden=(1024, 512), batch=4096, steps=40)
 SMALL = Sizes(hidden=(256, 64), batch=1024, steps=300)
 CHECKPOINT = Sizes(hidden=(4070, 4070), batch=16, steps=90)
 SAVE_EVERY = 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -160,6 +161,8 @@ class Predictor:
         return self._model.predictions(self._run(floats, ids, *cells).numpy())
 
 
+#: What this process may run on, as it was started.
+_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 #: For a model without dropout, whose graph makes no use of them.
 _NO_KEYS = np.empty(0, np.uint32)
 #: Of each row: label, weight, and what its dropout is drawn from.
@@ -220,14 +223,26 @@ def empty_batch(columns: ModelColumns) -> Batch:
 
 
 def set_threads(world: World) -> None:
-    """Shares the machine's cores among the ranks on it. Does nothing once TensorFlow has started."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // world.local_size)
+    """Shares the machine's cores among the ranks on it: as many threads, and each rank on cores of its own, which spares it
+    the others' moves from core to core (two ranks on two cores: steps of 0.41 s in place of 0.5 to 0.7). TensorFlow's number
+    of threads stays as it was once it has started."""
+    cores = share_of_cores(_CORES, world.local_rank, world.local_size)
+    if hasattr(os, "sched_setaffinity"):
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread), cores)
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+        tf.config.threading.set_intra_op_parallelism_threads(len(cores))
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, len(cores)))
     except RuntimeError:
         pass
+
+
+def share_of_cores(cores: Sequence[int], local_rank: int, local_size: int) -> list[int]:
+    """Consecutive cores, as even as can be; where ranks are more than cores all of them, since they must be shared anyhow."""
+    if local_size > len(cores):
+        return list(cores)
+    return list(cores[local_rank * len(cores) // local_size : (local_rank + 1) * len(cores) // local_size])
 
 
 def set_determinism(deterministic: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from training.distributed import World, launch
 from training.distributed.modes import detect_mode, only_first_speaks, validate_ranks
 from training.evaluate import evaluate, evaluate_request
 from training.requests import lake_of, train_request
+from training.step import share_of_cores
 from training.steplog import read_steps
 from training.train import train
 
@@ -143,6 +145,22 @@ def test_an_overflow_on_one_rank_is_skipped_on_both(seen):
     assert [step[1] for step in ours] == [2.0 ** (15 - min(i + 1, number)) for i in range(9)]
     assert {step[2] for step in ours[:number]} == {0.0}
     assert ours[number][2] != 0
+
+
+def test_each_rank_has_cores_of_its_own(seen):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("one core")
+    ours, theirs = (rank["cores"] for rank in seen[1])
+    assert all(thread == ours[0] for thread in ours)
+    assert all(thread == theirs[0] for thread in theirs)
+    assert ours[0] + theirs[0] == cores
+
+
+@pytest.mark.parametrize(("cores", "ranks", "shares"), [
+    ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3, 4]]), ([4, 6], 1, [[4, 6]]), ([1, 3], 3, [[1, 3]] * 3)])  # fmt: skip
+def test_shares_of_cores(cores, ranks, shares):
+    assert [share_of_cores(cores, rank, ranks) for rank in range(ranks)] == shares
 
 
 def test_negatives_span_the_batch_of_both_ranks(seen):

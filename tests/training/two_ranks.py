@@ -6,6 +6,7 @@ two_ranks.py LAKE_RECIPE OUTPUT_FOLDER
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -137,6 +138,7 @@ def main(recipe_path: str, output: str) -> None:
     seen["together"] = error_of(lambda: world.together("work", fail_on_rank_1(world)))
     seen["from_first"] = error_of(lambda: world.from_first("first", lambda: Path("/nowhere/at/all").read_text()))
     seen["run"] = train(world, request)["run"]
+    seen["cores"] = [sorted(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")]
     seen["again"] = train(world, request)["made"]
     seen["evaluation"] = evaluate(world, evaluate_request(read_recipe(recipe_path, overrides=[SLICES])))
     seen["stopped early"] = train(world, train_request(read_recipe(recipe_path, overrides=STOPS_EARLY)))["record"]["metrics"]

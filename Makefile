@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-feed bench-ring cluster cluster-stop clean
+.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -61,5 +61,11 @@ cluster: setup   ## a standalone Spark master and two workers on this machine
 cluster-stop:    ## ends them
 	@$(BIN)/python scripts/cluster.py stop
 
+kafka: setup     ## a Kafka broker on this machine; PORT=... (or a free one)
+	@$(BIN)/python scripts/kafka.py start $(PORT:%=--port %)
+
+kafka-stop:      ## ends it; its topics stay in .kafka
+	@$(BIN)/python scripts/kafka.py stop
+
 clean:           ## removes what runs left here (not .venv, not data)
-	rm -rf lake .cluster artifacts spark-warehouse metastore_db derby.log build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf lake .cluster .kafka artifacts spark-warehouse metastore_db derby.log build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Makes .venv: the locked packages, the project, Horovod, Spark's jars. Run by `make setup`; standard library only.
+"""Makes .venv: the locked packages, the project, Horovod, Spark's and Kafka's jars. Run by `make setup`; standard library only.
 
     python3.11 scripts/setup.py [--offline DIR]
 
@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import broker_jars
 import horovod_wheel
 from horovod_wheel import BuildError
 from installer import LOCK, PYTHON, VENV, Installer, SetupError, lock_sections, lock_version, run
@@ -51,6 +52,7 @@ def wanted_parts() -> dict[str, str]:
         "packages": base,
         "project": digest(base, (ROOT / "pyproject.toml").read_text()),
         "horovod": digest(base, horovod_wheel.SDIST_SHA256, json.dumps(horovod_wheel.BUILD_ENVIRONMENT)),
+        "kafka": digest(base, broker_jars.PACKAGES, java_command() or ""),
         "spark": digest(base, jars, (ROOT / "scripts" / "warm_spark.py").read_text(), java_command() or ""),
     }
 
@@ -128,6 +130,11 @@ def set_up(parts: dict[str, str], progress: Progress, wheelhouse: Path | None, s
                 done["spark"] = parts["spark"]
                 write_stamp(done)
                 progress.say("Spark's jars are in place")
+            if done.get("kafka") != parts["kafka"]:
+                broker_jars.bring_jars(cache=wheelhouse / "kafka" / "cache" if wheelhouse else None)
+                done["kafka"] = parts["kafka"]
+                write_stamp(done)
+                progress.say("the Kafka broker's jars are in place")
             if done.get("horovod") != parts["horovod"]:
                 built = building.result() if building else None
                 installer.wheel(built or wheel)  # type: ignore[arg-type]

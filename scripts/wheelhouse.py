@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import broker_jars
 import horovod_wheel
 from horovod_wheel import BuildError
 from installer import LOCK, PYTHON, SetupError, lock_version, run
@@ -17,7 +18,7 @@ from unpack_nycflights import DataError, fetch_sdist
 
 
 def collect(folder: Path) -> None:
-    """Fills the folder: packages as the lock pins them, Horovod's source and wheel, Spark's jars, the flights."""
+    """Fills the folder: packages as the lock pins them, Horovod's source and wheel, the jars of Spark and Kafka, the flights."""
     folder.mkdir(parents=True, exist_ok=True)
     pip = [str(PYTHON), "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--require-hashes"]
     run("Fetching the packages", [*pip, "-r", str(LOCK), "-d", str(folder)])
@@ -27,6 +28,7 @@ def collect(folder: Path) -> None:
         (folder / "wheels" / key).mkdir(parents=True, exist_ok=True)
         shutil.copy2(wheel, folder / "wheels" / key / wheel.name)
     warm_spark("--conf", f"spark.jars.ivy={folder / 'ivy'}")
+    broker_jars.bring_jars(folder / "kafka")
     fetch_sdist(folder)
 
 

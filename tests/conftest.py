@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from broker import Broker  # noqa: E402
 from spark_conf import write_conf_dir  # noqa: E402
 
 
@@ -58,3 +59,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert found
     yield found[0]
     subprocess.run([*script, "stop", "--folder", str(folder)], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A Kafka broker on this machine, without security: ``broker.servers``. It is shared: name topics after their test, and
+    stop or kill one of your own only."""
+    started = Broker(tmp_path_factory.mktemp("broker"))
+    started.start()
+    yield started
+    started.stop()

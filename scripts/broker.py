@@ -180,6 +180,9 @@ class Broker:
             "advertised.listeners": ",".join(a for a in addresses.split(",") if not a.startswith("CONTROLLER")),
             "listener.security.protocol.map": ",".join(["CONTROLLER:PLAINTEXT", *(f"{n}:{n}" for n in self._listeners)]),
             "log.dirs": str(self.folder / "data"),
+            # The controller takes a broker that was killed for alive so long, and a new one waits for that: 9 s by default.
+            "broker.session.timeout.ms": 3000,
+            "broker.heartbeat.interval.ms": 500,
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,

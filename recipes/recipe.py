@@ -13,6 +13,7 @@ from pydantic import Field
 from lakering.documents import Document, Settings, read_document, with_overrides
 from lakering.lake import Lake
 from lakering.storage import Storage, StorageSettings
+from recipes.kafka import Kafka
 from recipes.settings import Examples, Name, TableSettings
 from recipes.settings import Storage as StorageSection
 from recipes.training import Evaluation, FeedSettings, ModelSettings, Training
@@ -25,6 +26,7 @@ class RecipeSettings(Settings):
     name: Name
     lake: str | None = None
     storage: StorageSection = StorageSection()
+    kafka: Kafka | None = None
     tables: dict[Name, TableSettings] = Field(min_length=1)
     examples: Examples | None = None
     model: ModelSettings | None = None
@@ -54,6 +56,11 @@ class Recipe:
         """``--lake``, else the recipe's ``lake`` (relative to the recipe), else ``./lake``."""
         chosen = self.lake_override or (self.resolve(self.settings.lake) if self.settings.lake else DEFAULT_LAKE)
         return Lake(Storage(chosen, StorageSettings(**self.settings.storage.model_dump())))
+
+    @property
+    def kafka(self) -> Kafka | None:
+        """How to reach the brokers, with paths as the recipe means them; None when it names none."""
+        return self.settings.kafka and self.settings.kafka.resolved(self.resolve)
 
     def resolve(self, path: str) -> str:
         """A path as the recipe means it: relative to the recipe's own folder; URLs stay as they are."""

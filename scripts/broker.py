@@ -111,7 +111,8 @@ class Broker:
         deadline = time.monotonic() + timeout_s
         while READY not in self.log.read_bytes():
             if self._process is None or self._process.poll() is not None:
-                end = "\n  ".join(self.log.read_text(errors="replace").splitlines()[-10:])
+                lines = self.log.read_text(errors="replace").splitlines()
+                end = "\n  ".join([line for line in lines if "Exception" in line or "Error" in line][:10] or lines[-10:])
                 raise BrokerError(f"the broker has ended; its log ({self.log}) says:\n  {end}")
             if time.monotonic() > deadline:
                 raise BrokerError(f"the broker did not serve within {timeout_s:.0f} s; its log: {self.log}")
@@ -197,7 +198,7 @@ class Broker:
         }
         file = self.folder / "server.properties"
         file.touch(mode=0o600)
-        file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        file.write_text("".join(f"{name}={value}\n".replace("\\", r"\\") for name, value in settings.items()))
 
     def _security(self) -> dict[str, str]:
         settings: dict[str, str] = {}
@@ -214,9 +215,14 @@ class Broker:
             if not listener.startswith("SASL"):
                 continue
             settings["sasl.enabled.mechanisms"] = ",".join(MECHANISMS)
-            known = " ".join(f'user_{name}="{password}"' for name, password in self._users.items())
+            known = " ".join(f"user_{name}={_quoted(password)}" for name, password in self._users.items())
             for mechanism in MECHANISMS:
                 module = f"org.apache.kafka.common.security.{'plain.Plain' if mechanism == 'PLAIN' else 'scram.Scram'}LoginModule"
                 line = f"{module} required{' ' + known if mechanism == 'PLAIN' else ''};"
                 settings[f"listener.name.{listener.lower()}.{mechanism.lower()}.sasl.jaas.config"] = line
         return settings
+
+
+def _quoted(text: str) -> str:
+    """A text as a JAAS line has it."""
+    return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'

@@ -1,6 +1,6 @@
 """A Kafka broker on this machine, for trials: one node on 127.0.0.1, without security.
 
-    python scripts/kafka.py start [--port PORT] [--heap 512m]     prints its bootstrap servers
+    python scripts/kafka.py start [--port PORT] [--heap 512m]     tells its bootstrap servers
     python scripts/kafka.py status | stop
 
 Its data, settings and log lie in a folder (.kafka, or --folder), which `stop` leaves: the next start has the same topics
@@ -35,7 +35,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         if arguments.action == "start":
-            print(f"bootstrap servers: {broker.start()}")
+            servers = broker.start()
+            print(f"bootstrap servers: {servers}\nthe recipes' own: export KAFKA_SERVERS={servers}")
         elif arguments.action == "stop":
             print("the broker has ended" if broker.stop() else "no broker was running")
         elif not broker.running():

@@ -107,6 +107,8 @@ def test_tls_takes_the_broker_for_itself_alone_and_never_falls_back(reach, secur
     for listener in ("SSL", "SASL_SSL"):
         with pytest.raises(LakeringError, match=r"SSL handshake failed.*certificate verify failed(?s:.)*check .*: ca, cert"):
             describe_topic(reach(listener, ca=str(folder / "other-ca.pem")), "trips", timeout=60)
+    with pytest.raises(LakeringError, match="certificate verify failed"):  # it is signed, but for 127.0.0.1
+        describe_topic(reach("SSL", servers=secured.servers_of("SSL").replace("127.0.0.1", "localhost")), "trips", timeout=60)
     with pytest.raises(LakeringError, match="PLAINTEXT broker listener"):
         describe_topic(reach("SSL", servers=secured.servers), "trips", timeout=2)
     with pytest.raises(InputError, match=r"kafka.ca .*/none.pem cannot be read: No such file"):

@@ -26,7 +26,7 @@ from lakering.errors import InputError, RefusedError, nearest
 from lakering.lake import Lake
 from lakering.names import fingerprint
 from recipes import Recipe
-from recipes.settings import Source
+from recipes.settings import AnySource, Source
 from schemas import Contract
 
 log = logging.getLogger(__name__)
@@ -53,21 +53,24 @@ def ingest_table(
     spark: SparkSession,
     recipe: Recipe,
     contract: Contract,
-    sources: tuple[Source, ...],
+    sources: tuple[AnySource, ...],
     *,
     now: datetime.datetime,
     reread: bool = False,
     dry_run: bool = False,
     result: IngestResult | None = None,
 ) -> IngestResult:
-    """Puts what the sources hold into the contract's table. Files that are in already, unchanged, are not read again
+    """Puts what the sources' files hold into the contract's table. Files that are in already, unchanged, are not read again
     unless ``reread``; with ``dry_run`` all is counted and nothing written. ``result`` is filled as far as the ingest comes,
     failed or not.
 
-    Raises InputError for files, RefusedError when too many rows broke the contract."""
+    Raises InputError for files and for sources without any, RefusedError when too many rows broke the contract."""
     lake = recipe.lake
     result = IngestResult() if result is None else result
-    listed = _list_sources(recipe, contract, sources)
+    if not any(isinstance(source, Source) for source in sources):
+        raise InputError(f"table '{contract.table}' has topics alone among its sources in {recipe.path}, and no files",
+                         next_step="fill it with etl/jobs/ingest_stream.py")  # fmt: skip
+    listed = _list_sources(recipe, contract, tuple(source for source in sources if isinstance(source, Source)))
     with nullcontext() if dry_run else table_lock(lake, contract.table):
         known = set() if reread else _known_files(lake, contract)
         groups = []

@@ -12,11 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
 
 from lakering.documents import Settings
+from lakering.durations import Duration
 from lakering.errors import SettingError
 from lakering.names import validate_name
-
-MAX_SECONDS = 10_000 * 366 * 86400
-UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 
 
 def parse_bound(text: str) -> datetime.datetime:
@@ -24,25 +22,6 @@ def parse_bound(text: str) -> datetime.datetime:
     if not re.fullmatch(r"< \d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}:\d{2})?", text):
         raise ValueError(text)
     return datetime.datetime.fromisoformat(text.removeprefix("< ")).replace(tzinfo=datetime.UTC)
-
-
-def _duration(text: str) -> str:
-    parse_duration(text)
-    return text
-
-
-def parse_duration(text: str) -> int:
-    """Seconds in a duration such as ``3 hours``. Raises ValueError on anything else."""
-    match = re.fullmatch(r"(\d{1,9}) +(second|minute|hour|day|week)s?", text.strip())
-    if not match or int(match[1]) == 0:
-        raise ValueError(f"expected a duration such as '3 hours' (units: {', '.join(UNITS)})")
-    seconds = int(match[1]) * UNITS[match[2]]
-    if seconds > MAX_SECONDS:
-        raise ValueError("longer than 10,000 years, which is all the time there is")
-    return seconds
-
-
-Duration = Annotated[str, AfterValidator(_duration)]
 
 
 def _name(text: str) -> str:
@@ -70,9 +49,58 @@ class Source(Settings):
     format: Literal["csv", "json", "parquet", "images"]
 
 
+def _topic_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text) or text in (".", ".."):
+        raise ValueError("a topic's name is of letters, digits, '.', '_' and '-', 249 at most")
+    return text
+
+
+class TopicSource(Settings):
+    """Where rows come from: the messages of a Kafka topic, of which a micro-batch takes so many at most. Spark's connector
+    knows no limit by bytes."""
+
+    topic: Annotated[str, AfterValidator(_topic_name)]
+    format: Literal["json"]
+    max_offsets_per_trigger: Int = Field(1_000_000, ge=1)
+
+
+def _source_kind(value: Any) -> str | None:
+    if isinstance(value, Settings):
+        return type(value).__name__
+    found = [kind for key, kind in (("files", "Source"), ("topic", "TopicSource")) if isinstance(value, dict) and key in value]
+    return found[0] if len(found) == 1 else None
+
+
+AnySource = Annotated[
+    Annotated[Source, Tag("Source")] | Annotated[TopicSource, Tag("TopicSource")],
+    Discriminator(
+        _source_kind,
+        custom_error_type="source_kind",
+        custom_error_message="a source has exactly one of the keys files, topic",
+    ),
+]
+
+
 class TableSettings(Settings):
     contract: str
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[AnySource, ...] = Field(min_length=1)
+
+    @property
+    def files(self) -> tuple[Source, ...]:
+        """What batch ingest reads."""
+        return tuple(source for source in self.sources if isinstance(source, Source))
+
+    @property
+    def topics(self) -> tuple[TopicSource, ...]:
+        """What stream ingest reads."""
+        return tuple(source for source in self.sources if isinstance(source, TopicSource))
+
+    @model_validator(mode="after")
+    def _each_topic_once(self) -> TableSettings:
+        twice = [name for name, count in Counter(source.topic for source in self.topics).items() if count > 1]
+        if twice:
+            raise ValueError(f"sources name topic {twice[0]!r} more than once")
+        return self
 
 
 class Predict(Settings):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from etl.examples.checks import Checker
 from lakering.documents import Path_
+from lakering.durations import parse_duration
 from recipes import Recipe
 from recipes.settings import (
     AggregateFeature,
@@ -17,7 +18,6 @@ from recipes.settings import (
     FeatureColumn,
     IdSettings,
     LookupFeature,
-    parse_duration,
 )
 from schemas import Column, Contract
 from schemas.expressions import Expression

@@ -428,7 +428,7 @@ def test_a_starter_recipe_is_right_once_it_is_uncommented(tmp_path, content, cap
     assert check(["--recipe", str(path)]) == 0, capsys.readouterr().err
     assert "model wide_and_deep" in capsys.readouterr().out
     recipe = read_recipe(path)
-    assert recipe.resolve(recipe.settings.tables["t"].sources[0].files) == str(tmp_path / "data" / "t.csv")
+    assert recipe.resolve(recipe.settings.tables["t"].files[0].files) == str(tmp_path / "data" / "t.csv")
 
 
 def run(*flags, cwd):

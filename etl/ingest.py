@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
-from etl.parse import ParsedRows, Reasons, is_lost, parsed_files
+from etl.parse import ParsedRows, Reasons, all_refused, is_lost, parsed_files
+from etl.reasons import named_counts
 from etl.sources.files import SourceFile, folder_of, list_files, validate_unchanged
 from etl.sources.read import FileGroup, group_files, named_errors
 from etl.tables import Batch, Counts, foresee_rows, table_id, table_lock, write_quarantine, write_rows
 from etl.transforms.parsing import compare_header
-from etl.transforms.sql import literal
 from lakering.errors import InputError, RefusedError, nearest
 from lakering.lake import Lake
 from lakering.names import fingerprint
@@ -165,25 +165,11 @@ def _ingest(spark: SparkSession, lake: Lake, contract: Contract, groups: list[Fi
     if counts.conflicts:
         _count_refused(result, Counter({(", ".join(contract.key), "conflict"): counts.conflicts}))
     if result.rows_refused and not dry_run:
-        write_quarantine(spark, lake, contract, _all_refused(contract, parsed, conflicts), now.date())
-
-
-def _all_refused(contract: Contract, parsed: ParsedRows, conflicts: DataFrame | None) -> DataFrame:
-    """Rows that broke the contract, and rows in conflict with what is stored."""
-    names = ["_source", "_position", "_modified", "_form", "_header", "_raw", "_refusal"]
-    bad = parsed.refused.select(*names)
-    if conflicts is None:
-        return bad
-    refusal = (f"named_struct('column', {literal(', '.join(contract.key) or '_source, _position')}, 'rule', 'conflict', "
-               "'value', concat('stored from ', _stored)) AS _refusal")  # fmt: skip
-    return bad.unionByName(
-        parsed.valid.drop("_refusal").join(conflicts, ["_source", "_position"]).selectExpr(*names[:-1], refusal)
-    )
+        write_quarantine(spark, lake, contract, all_refused(contract, parsed, conflicts), now.date())
 
 
 def _count_refused(result: IngestResult, refused: Reasons) -> None:
-    for (column, rule), count in sorted(refused.items(), key=lambda item: (-item[1], str(item[0]))):
-        name = f"{column}: {rule}" if column else str(rule)
+    for name, count in named_counts(refused).items():
         result.refused[name] = result.refused.get(name, 0) + count
         result.rows_refused += count
 

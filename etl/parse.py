@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
@@ -63,18 +63,38 @@ def parsed_files(
         parts = [
             parse(read_rows(spark, group, contract, settings), group, contract, number) for number, group in enumerate(groups)
         ]
-        # Rows on the executors' disks, as they are: a columnar cache took longer to fill than the parsing. They go with their
-        # executor, so whoever uses them must be ready to begin again (``is_lost``). Small tasks, so that cores end together.
+        # Small tasks, so that cores end together.
         tasks = TASKS_PER_CORE * spark.sparkContext.defaultParallelism
-        with session_settings(spark, {"spark.sql.files.minPartitionNum": tasks}):
-            kept = reduce(DataFrame.unionByName, parts).localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_DESER)
-        try:
+        with ExitStack() as stack:
+            with session_settings(spark, {"spark.sql.files.minPartitionNum": tasks}):
+                kept = stack.enter_context(kept_rows(reduce(DataFrame.unionByName, parts)))
             tally = kept.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
                 F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip
             starts = position_of_blocks(number_files(spark, groups), _blocks(tally))
             yield ParsedRows(_placed(kept, starts, groups, contract), _reasons(tally, starts))
-        finally:
-            kept._jdf.queryExecution().analyzed().rdd().unpersist(False)
+
+
+@contextmanager
+def kept_rows(rows: DataFrame) -> Iterator[DataFrame]:
+    """Rows on the executors' disks, as they are, while the block lasts: a columnar cache took longer to fill than the parsing.
+    They go with their executor, so whoever uses them must be ready to begin again (``is_lost``)."""
+    kept = rows.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_DESER)
+    try:
+        yield kept
+    finally:
+        kept._jdf.queryExecution().analyzed().rdd().unpersist(False)
+
+
+def all_refused(contract: Contract, parsed: ParsedRows, conflicts: DataFrame | None) -> DataFrame:
+    """Rows that broke the contract, and rows in conflict with what is stored, as ``write_quarantine`` takes them."""
+    names = ["_source", "_position", "_modified", "_form", "_header", "_raw"]
+    names += [name for name in ("_key", "_headers", "_timestamp") if name in parsed.rows.columns]
+    bad = parsed.refused.select(*names, "_refusal")
+    if conflicts is None:
+        return bad
+    refusal = (f"named_struct('column', {literal(', '.join(contract.key) or '_source, _position')}, 'rule', 'conflict', "
+               "'value', concat('stored from ', _stored)) AS _refusal")  # fmt: skip
+    return bad.unionByName(parsed.valid.drop("_refusal").join(conflicts, ["_source", "_position"]).selectExpr(*names, refusal))
 
 
 def is_lost(error: BaseException) -> bool:

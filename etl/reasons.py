@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from etl.transforms.sql import literal, literals
@@ -30,6 +31,12 @@ class Selection:
 def name_reason(column: str | None, rule: str | None) -> str:
     """A reason as summaries write it; ``--reason`` takes the same."""
     return f"{column}: {rule}" if column else str(rule)
+
+
+def named_counts(reasons: Mapping[tuple[str | None, str | None], int]) -> dict[str, int]:
+    """Counts by reason as summaries write them, most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], str(item[0])))
+    return {name_reason(column, rule): count for (column, rule), count in ordered}
 
 
 def add_selection_flags(parser: argparse.ArgumentParser) -> None:

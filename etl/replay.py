@@ -30,6 +30,7 @@ from etl.tables import (
     table_lock,
     write_rows,
 )
+from etl.transforms.lateness import TOPIC, with_time_limits
 from etl.transforms.parsing import compare_header
 from etl.transforms.sql import literal, literals
 from lakering.lake import Lake
@@ -40,7 +41,8 @@ from schemas.expressions import quote_name
 #: Why a row cannot be judged by what was kept of it.
 OBSTACLE = """CASE WHEN raw_is_cut THEN 'cut: read the file again with --reread'
                    WHEN form = 'image' THEN 'image: read the file again with --reread'
-                   WHEN form = 'cells' AND rule = 'utf8' THEN 'utf8' END"""
+                   WHEN form = 'cells' AND rule = 'utf8' THEN 'utf8'
+                   WHEN rule IN ('tombstone', 'empty') THEN rule END"""
 
 
 @dataclass
@@ -164,6 +166,7 @@ def _parse_group(rows: DataFrame, group: FileGroup, contract: Contract) -> DataF
     asked = rows.where(f"_obstacle IS NULL AND form = {literal(group.form)} AND header <=> {header}")
     parsed = parse(asked.selectExpr("source AS _file", "modified AS _block", "position AS _row", text), group,
                    _as_written(contract, group))  # fmt: skip
+    parsed = with_time_limits(parsed, contract, f"if(startswith(_file, '{TOPIC}'), _block, NULL)")
     columns = [quote_name(column.name) for column in contract.columns]
     places = ("_file AS _source", "_row AS _position", "_block AS _modified", f"{literal(group.form)} AS _form")
     return parsed.selectExpr(*columns, *places, "_content_hash", "_refusal")

@@ -4,7 +4,8 @@
     ├─ SettingError    2  a recipe, contract or flag is wrong
     ├─ InputError      2  a file, folder or table that was named is missing, empty or unreadable
     ├─ StageError      3  an earlier stage has not run
-    ├─ RefusedError    4  the data broke its contract beyond the limit
+    ├─ RefusedError    4  the data broke its contract beyond the limit: a batch ingest wrote nothing of it
+    │  └─ StreamRefusedError 9  the same of a stream's micro-batch: it is written, its refused rows are in quarantine
     ├─ IntegrityError  5  something written earlier is gone, cut or changed
     ├─ BusyError       6  another writer holds what is needed
     ├─ TrainingError   7  training cannot go on: ranks disagree, a loss is not finite, a rank died
@@ -64,6 +65,13 @@ class RefusedError(LakeringError):
     """More of the data broke its contract than the contract allows."""
 
     exit_status = 4
+
+
+class StreamRefusedError(RefusedError):
+    """More of a micro-batch broke its contract than the contract allows. The batch and its quarantine are written, and the
+    stream stands behind it: the same command goes on with what follows."""
+
+    exit_status = 9
 
 
 class IntegrityError(LakeringError):

@@ -3,6 +3,7 @@
 tables/TABLE                          event and side tables (Delta)
 quarantine/TABLE                      refused rows of a table (Delta)
 progress/TABLE/ID.json                which files are in the table, one record per completed ingest
+progress/TABLE/topics/TOPIC/          how far a topic is in the table: state.json, gaps/, and Spark's checkpoint/
 examples/RECIPE/BUILD/                one immutable build: table/, keys/, learnt/, build.json (written last)
 snapshots/RECIPE/SNAPSHOT/            manifest.json (written last) and row_groups.parquet
 pins/SNAPSHOT.json                    what the cleaner must leave alone
@@ -34,6 +35,9 @@ class Lake:
 
     def progress(self, name: str) -> tuple[str, ...]:
         return (PROGRESS, name)
+
+    def topic(self, table: str, topic: str) -> tuple[str, ...]:
+        return (*self.progress(table), "topics", topic)
 
     def build(self, recipe: str, build_id: str) -> tuple[str, ...]:
         return (EXAMPLES, recipe, validate_identifier(build_id, "build"))

@@ -61,7 +61,8 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Contract:
-    """One table. ``key`` and ``partition_by`` are names of columns; ``event_time`` is the column of the event's time."""
+    """One table. ``key`` and ``partition_by`` are names of columns; ``event_time`` is the column of the event's time. A row whose
+    record was written more than ``late`` after its event time, or more than ``future`` before it, is refused (durations)."""
 
     table: str
     version: str
@@ -74,6 +75,8 @@ class Contract:
     event_time: str | None
     max_refused_share: float
     document: Document = field(repr=False, compare=False)
+    late: str | None = None
+    future: str | None = None
 
     @property
     def source_columns(self) -> tuple[Column, ...]:
@@ -100,7 +103,8 @@ class Contract:
     def fingerprint(self) -> str:
         """Names everything in the contract that decides what a row becomes."""
         return fingerprint([self.table, self.version, [repr(c) for c in self.columns], self.key, self.partition_by,
-                            repr(self.dialect), self.repeated_key, self.order_by, self.event_time])  # fmt: skip
+                            repr(self.dialect), self.repeated_key, self.order_by, self.event_time,
+                            *([self.late, self.future] if self.late or self.future else [])])  # fmt: skip
 
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)

@@ -22,6 +22,7 @@ from open_data_contract_standard.model import CustomProperty, OpenDataContractSt
 from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from lakering.documents import Document, Settings
+from lakering.durations import Duration
 from lakering.errors import LakeringError, SettingError, nearest
 from lakering.names import validate_name
 from schemas.arrays import BINARY, build_array_type, is_nested, validate_nested
@@ -56,6 +57,8 @@ class TableProperties(Settings):
     order_by: str | None = Field(None, alias="orderBy")
     event_time: str | None = Field(None, alias="eventTime")
     max_refused_share: float = Field(1.0, alias="maxRefusedShare", ge=0, le=1)
+    late: Duration | None = None
+    future: Duration | None = None
     extra_columns: Literal["refuse", "ignore"] = Field("refuse", alias="extraColumns")
     delimiter: str = Field(",", min_length=1, max_length=1)
     quote: str = Field('"', min_length=1, max_length=1)
@@ -108,6 +111,8 @@ def build_contract(document: Document) -> Contract:
         event_time=ours.event_time,
         max_refused_share=ours.max_refused_share,
         document=document,
+        late=ours.late,
+        future=ours.future,
     )
     _validate_contract(contract, table)
     return contract
@@ -314,6 +319,9 @@ def _validate_contract(contract: Contract, table: SchemaObject) -> None:
             raise document.error(SCHEMA, f"{what} {wanted!r} is not a column{nearest(wanted, names)}")
     if contract.event_time and contract.require(contract.event_time, "eventTime").type not in ("timestamp", "date"):
         raise document.error(SCHEMA, f"eventTime {contract.event_time!r} is not a timestamp or date")
+    is_timed = contract.event_time is not None and contract.require(contract.event_time, "eventTime").type == "timestamp"
+    if (contract.late or contract.future) and not is_timed:
+        raise document.error(SCHEMA, "late and future are limits of an eventTime that is a timestamp, which it does not name")
     if contract.repeated_key == "replace" and not contract.key:
         raise document.error(SCHEMA, "repeatedKey 'replace' needs a primaryKey")
     if contract.order_by and contract.repeated_key == "keep":

@@ -2,6 +2,7 @@
 
 from etl.tables.delta import create_table, read_table, table_id, table_version
 from etl.tables.lock import table_lock
+from etl.tables.origins import read_origins
 from etl.tables.quarantine import has_quarantine, mark_replayed, read_quarantine, write_quarantine
 from etl.tables.write import Batch, Counts, foresee_rows, write_rows
 
@@ -12,6 +13,7 @@ __all__ = [
     "foresee_rows",
     "has_quarantine",
     "mark_replayed",
+    "read_origins",
     "read_quarantine",
     "read_table",
     "table_id",

@@ -7,19 +7,27 @@ import datetime
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from etl.tables.delta import ensure_table, is_table
 from etl.tables.retry import run_again_on_conflict
 from lakering.errors import InputError
 from lakering.lake import Lake
 from schemas import Contract
+from schemas.expressions import quote_name
 
 MAX_RAW_BYTES = 64 * 1024
 
 
-def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refused: DataFrame, day: datetime.date) -> None:
-    """Merges refused rows (``_source, _position, _modified, _form, _header, _raw, _refusal``) on source, position and contract
-    version."""
+#: What a message has beside its value; of rows of files there is nothing of it.
+MESSAGE = {"_key": "binary", "_headers": "array<struct<key:string,value:binary>>", "_timestamp": "timestamp"}
+
+
+def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refused: DataFrame, day: datetime.date,
+                     within: str = "true") -> None:  # fmt: skip
+    """Merges refused rows (``_source, _position, _modified, _form, _header, _raw, _refusal``, of messages ``_key, _headers,
+    _timestamp`` too) on source, position and contract version. ``within`` is what an entry (alias ``old``) must meet to be
+    one of these: from literals Delta tells which files need no look."""
     rows = refused.select(
         F.lit(contract.table).alias("table"),
         F.lit(contract.version).alias("contract_version"),
@@ -29,19 +37,32 @@ def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refuse
         F.col("_refusal.rule").alias("rule"),
         F.col("_refusal.value").alias("value"),
         F.substring(F.col("_raw").cast("binary"), 1, MAX_RAW_BYTES).alias("raw"),
-        (F.octet_length("_raw") > MAX_RAW_BYTES).alias("raw_is_cut"),
+        F.coalesce(F.octet_length("_raw") > MAX_RAW_BYTES, F.lit(False)).alias("raw_is_cut"),
         F.col("_form").alias("form"),
         # Of rows that all have a header Spark knows that none of its names is null, and would not take others into such a column.
         F.col("_header").cast("array<string>").alias("header"),
         F.col("_modified").alias("modified"),
         F.lit(day).alias("day"),
         F.lit(None).cast("date").alias("replayed_on"),
-    )
-    uri = lake.storage.uri(*lake.quarantine(contract.table))
-    table = ensure_table(spark, uri, rows.schema, ("day",), {"delta.isolationLevel": "Serializable"})
-    same = " AND ".join(f"old.{name} = new.{name}" for name in ("source", "position", "contract_version"))
+        *(F.expr(f"CAST({name if name in refused.columns else 'NULL'} AS {kind}) AS {name[1:]}")
+          for name, kind in MESSAGE.items()),
+    )  # fmt: skip
+    table = _quarantine(spark, lake.storage.uri(*lake.quarantine(contract.table)), rows.schema)
+    same = f"{within} AND " + " AND ".join(f"old.{name} = new.{name}" for name in ("source", "position", "contract_version"))
     merge = table.alias("old").merge(rows.alias("new"), same).whenNotMatchedInsertAll()
     run_again_on_conflict(merge.execute, f"the quarantine of table '{contract.table}'", spread=day.toordinal() % 7 / 7)
+
+
+def _quarantine(spark: SparkSession, uri: str, schema: T.StructType) -> DeltaTable:
+    """The quarantine; made when it is missing, and widened where it was made before messages were refused into it."""
+    if not is_table(spark, uri):
+        nullable = T.StructType([T.StructField(field.name, field.dataType) for field in schema.fields])
+        return ensure_table(spark, uri, nullable, ("day",), {"delta.isolationLevel": "Serializable"})
+    there = DeltaTable.forPath(spark, uri).toDF().columns
+    new = [f"{name[1:]} {kind}" for name, kind in MESSAGE.items() if name[1:] not in there]
+    if new:
+        spark.sql(f"ALTER TABLE delta.{quote_name(uri)} ADD COLUMNS ({', '.join(new)})")
+    return DeltaTable.forPath(spark, uri)
 
 
 def mark_replayed(spark: SparkSession, lake: Lake, table: str, rows: DataFrame, day: datetime.date) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
@@ -44,12 +46,19 @@ class Counts:
 @dataclass(frozen=True)
 class Batch:
     """Valid rows (the contract's columns, provenance, ``_modified``), which are read several times; how many, from how many
-    bytes of source. ``id`` is unlike that of every other run: it tells this run's commit from others."""
+    bytes of source. ``id`` is unlike that of every other run: it tells this run's commit from others. ``origin`` is what else
+    the commit is to tell of where the rows came from."""
 
     rows: DataFrame
     num_rows: int
     num_bytes: int
     id: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> str:
+        """The commit's ``userMetadata``."""
+        return json.dumps({"batch": self.id, **self.origin}, sort_keys=True)
 
 
 def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch) -> tuple[Counts, DataFrame | None]:
@@ -64,7 +73,7 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
     before = table_version(lake, contract.table)[1]
     touched = _condition(values, contract, "old")
     _merge(table, lake, contract, batch, _winners(batch, contract, values, repeated), touched)
-    inserted = _num_inserted(lake, contract, before, batch.id)
+    inserted = _num_inserted(lake, contract, before, batch.metadata)
     if contract.repeated_key == "keep" and inserted == batch.num_rows:
         return Counts(written=inserted), None  # every row is there, so no key was twice and none was known
     stored = DeltaTable.forPath(spark, lake.storage.uri(*lake.table(contract.table))).toDF()
@@ -116,7 +125,7 @@ def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winn
         if contract.repeated_key == "replace":
             order = newest_last(contract)
             merge = merge.whenMatchedUpdateAll(f"struct({_of('new', order)}) > struct({_of('old', order)})")
-        settings = {USER_METADATA: json.dumps({"batch": batch.id}), REPARTITION: str(not empty).lower()}
+        settings = {USER_METADATA: batch.metadata, REPARTITION: str(not empty).lower()}
         with session_settings(spark, {**settings, **OPEN_FILES, **_no_dictionary(contract)}):
             merge.whenNotMatchedInsertAll().execute()
 
@@ -129,11 +138,10 @@ def _no_dictionary(contract: Contract) -> dict[str, str]:
     return {f"parquet.enable.dictionary#{name}": "false" for name in ("_position", "_content_hash", *sorted(map(str, moments)))}
 
 
-def _num_inserted(lake: Lake, contract: Contract, before: int, batch_id: str) -> int | None:
+def _num_inserted(lake: Lake, contract: Contract, before: int, metadata: str) -> int | None:
     """The rows that a batch's commit added, from the log itself; None when it cannot be told."""
     for actions in read_commits(lake, contract.table, before):
-        metadata = next((a["commitInfo"].get("userMetadata") for a in actions if "commitInfo" in a), None)
-        if metadata == json.dumps({"batch": batch_id}):
+        if metadata in (a["commitInfo"].get("userMetadata") for a in actions if "commitInfo" in a):
             stats = [a["add"].get("stats") for a in actions if "add" in a]
             return None if None in stats else sum(json.loads(text)["numRecords"] for text in stats)
     return None

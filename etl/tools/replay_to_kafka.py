@@ -63,10 +63,9 @@ def replay_table(spark: SparkSession, recipe: Recipe, kafka: Kafka, table: str, 
     broker = Broker(kafka)
     contract, storage = recipe.contract(table), recipe.lake.storage.settings
     groups = []
-    for source in recipe.settings.tables[table].sources:
-        if source.files:
-            files = list_files(recipe.resolve(source.files), storage)
-            groups += group_files(source.format, files, contract, storage, folder_of(recipe.resolve(source.files), storage))
+    for source in recipe.settings.tables[table].files:
+        files = list_files(recipe.resolve(source.files), storage)
+        groups += group_files(source.format, files, contract, storage, folder_of(recipe.resolve(source.files), storage))
     with parsed_files(spark, groups, contract, storage) as parsed, named_errors(groups):
         result.created = _create_topic(broker, topic, partitions)
         result.partitions = len(broker.describe_topic(topic).end)
@@ -176,7 +175,8 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     Broker(recipe.kafka).topics()  # before Spark takes its seconds
     spark = spark_session("replay")
     set_storage(spark, recipe.lake.storage.settings)
-    result, started = Replay(args.topic or args.table), time.monotonic()
+    topics = recipe.settings.tables[args.table].topics
+    result, started = Replay(args.topic or (topics[0].topic if topics else args.table)), time.monotonic()
     try:
         replay_table(spark, recipe, recipe.kafka, args.table, result.topic, now=datetime.datetime.now(datetime.UTC),
                      rate=args.rate, partitions=args.partitions, limit=args.limit, result=result)  # fmt: skip
@@ -188,7 +188,7 @@ if __name__ == "__main__":
     parser = job_parser("Sends the rows of a table's files to a Kafka topic, as JSON events in the order of their times.")
     parser.prog = "replay_to_kafka"
     parser.add_argument("--table", required=True, metavar="NAME", help="the table of the recipe whose files are sent")
-    parser.add_argument("--topic", metavar="NAME", help="where to (default: the table's name); made if it is not there")
+    parser.add_argument("--topic", metavar="NAME", help="where to (default: the table's topic in the recipe); made if it is not there")
     parser.add_argument("--partitions", type=int, default=4, help="of a topic that is made")
     parser.add_argument("--rate", type=float, metavar="N", help="events a second at most (default: as fast as it goes)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N events")

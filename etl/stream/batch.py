@@ -1,0 +1,158 @@
+"""One micro-batch: parsed, merged into the table, refused rows into quarantine, then the state record."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+
+from etl.ingest import ATTEMPTS
+from etl.parse import all_refused, is_lost
+from etl.reasons import named_counts
+from etl.session import session_settings
+from etl.sources.broker import Broker, Topic
+from etl.sources.read import named_errors
+from etl.stream.messages import Messages, parsed_messages
+from etl.stream.start import find_gap, gap_error
+from etl.stream.state import Place, State
+from etl.tables import Batch, Counts, table_lock, write_quarantine, write_rows
+from etl.transforms.lateness import BUCKETS
+from lakering.errors import StreamRefusedError
+from lakering.names import fingerprint
+from schemas import Contract
+
+log = logging.getLogger(__name__)
+#: A broker that restarts is waited for so long, in seconds.
+BROKER_PATIENCE_S = 120.0
+#: Spark turns it off in a stream's session; within a batch, which is a query like any other, it is worth having.
+SETTINGS = {"spark.sql.adaptive.enabled": "true"}
+
+
+@dataclass
+class StreamResult:
+    """What one topic's stream into one table did. ``rows_read`` is the sum of all that became of them."""
+
+    batches: int = 0
+    rows_read: int = 0
+    rows_written: int = 0
+    rows_already_present: int = 0
+    rows_superseded: int = 0
+    rows_refused: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    lateness: dict[str, int] = field(default_factory=dict)
+    watermark: str | None = None
+    rows_behind: int | None = None
+
+
+@dataclass
+class Stream:
+    """A topic on its way into a table."""
+
+    place: Place
+    contract: Contract
+    broker: Broker
+    state: State
+    result: StreamResult = field(default_factory=StreamResult)
+    #: Set by a batch that was refused beyond the contract's limit, once it is in.
+    refused: StreamRefusedError | None = None
+
+    def take(self, spark: SparkSession, messages: DataFrame, number: int) -> None:
+        """Takes in a micro-batch. Raises what batch ingest raises, and IntegrityError for a topic that is not what it was."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with session_settings(spark, SETTINGS), parsed_messages(messages, self.state.topic_id, self.contract) as batch:
+                    return self._take(spark, batch, number)
+            except PySparkException as error:
+                if not is_lost(error) or attempt == ATTEMPTS - 1:
+                    raise
+                log.warning("an executor was lost with messages that it had parsed; reading them again")
+
+    def _take(self, spark: SparkSession, batch: Messages, number: int) -> None:
+        started = time.monotonic()
+        if not batch.offsets:
+            return
+        # Now that the messages are read: what is the same topic now was the same when they were.
+        topic = self.broker.describe_topic(self.state.topic, BROKER_PATIENCE_S)
+        if topic.id != self.state.topic_id or len(topic.end) < self.state.partitions:
+            raise gap_error(find_gap(self.state, topic) or "")
+        lake, contract, parsed, now = self.place.lake, self.contract, batch.parsed, datetime.datetime.now(datetime.UTC)
+        refused = Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)})
+        counts, conflicts = Counts(), None
+        with table_lock(lake, contract.table), named_errors([]):
+            if parsed.num_valid:
+                origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in batch.offsets.items()}}
+                rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin)
+                counts, conflicts = write_rows(spark, lake, contract, rows)
+            if counts.conflicts:
+                refused[", ".join(contract.key) or "_source, _position", "conflict"] += counts.conflicts
+            if refused:
+                rows_refused = all_refused(contract, parsed, conflicts)
+                write_quarantine(spark, lake, contract, rows_refused, now.date(), batch.within)
+            self._record(batch, counts, refused, topic, number)
+        self._report(batch, counts, refused, topic, number, now, time.monotonic() - started)
+
+    def _record(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], topic: Topic,
+                number: int) -> None:  # fmt: skip
+        table_id, version = self.place.table_version()
+        fates = {"read": batch.parsed.reasons.total(), "written": counts.written, "already_present": counts.already_present,
+                 "superseded": counts.superseded, "refused": refused.total()}  # fmt: skip
+        # A batch that was recorded before and comes again, as after a kill, is not counted twice.
+        again = number <= self.state.batch
+        totals = self.state.totals if again else {n: c + self.state.totals.get(n, 0) for n, c in fates.items()}
+        watermark = max((w for w in (self.state.watermark, batch.watermark) if w is not None), default=None)
+        self.state = replace(self.state, next=self.state.after(batch.offsets), batch=max(number, self.state.batch),
+                             partitions=max(len(topic.end), self.state.partitions), totals=totals, watermark=watermark,
+                             checkpoint_id=self.place.checkpoint_id(), table_id=table_id, table_version=version)  # fmt: skip
+        self.place.write(self.state)
+
+    def _report(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], topic: Topic,
+                number: int, now: datetime.datetime, seconds: float) -> None:  # fmt: skip
+        known = self.state.after({})
+        behind = sum(max(end - known.get(p, topic.begin[p]), 0) for p, end in topic.end.items())
+        age = (now.timestamp() - batch.newest / 1e6) if batch.newest is not None else 0.0
+        late = sum(count for (_, rule), count in refused.items() if rule == "late")
+        read, watermark = batch.parsed.reasons.total(), _moment(self.state.watermark)
+        facts: dict[str, Any] = {
+            "table": self.contract.table, "topic": topic.name, "batch": number, "rows": read, "written": counts.written,
+            "already_present": counts.already_present, "superseded": counts.superseded, "refused": refused.total(), "late": late,
+            "rows_behind": behind, "seconds_behind": round(age, 1), "watermark": watermark, "seconds": round(seconds, 2),
+        }  # fmt: skip
+        log.info("micro-batch", extra={"facts": facts})
+        self._count(batch, counts, refused, behind)
+        if refused.total() > self.contract.max_refused_share * read:
+            reasons = dict(list(named_counts(refused).items())[:5])
+            self.refused = StreamRefusedError(
+                f"table '{self.contract.table}': {refused.total():,} of the {read:,} messages of a micro-batch from topic "
+                f"'{topic.name}' break the contract, more than the {self.contract.max_refused_share:.2%} it allows; the batch is "
+                f"written, these are in quarantine, and the stream stands behind them. Reasons: {reasons}",
+                next_step="mend the producer or the contract; then run again, and etl/jobs/replay_quarantine.py")  # fmt: skip
+
+    def _count(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], behind: int) -> None:
+        result = self.result
+        result.batches += 1
+        result.rows_read += batch.parsed.reasons.total()
+        result.rows_written += counts.written
+        result.rows_already_present += counts.already_present
+        result.rows_superseded += counts.superseded
+        result.rows_refused += refused.total()
+        for name, count in named_counts(refused).items():
+            result.refused[name] = result.refused.get(name, 0) + count
+        lateness = Counter(result.lateness) + Counter(batch.lateness)
+        result.lateness = {name: lateness[name] for name in BUCKETS if lateness[name]}
+        result.watermark, result.rows_behind = _moment(self.state.watermark), behind
+
+
+def _moment(micros: int | None) -> str | None:
+    if micros is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(micros / 1e6, datetime.UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError):
+        return f"{micros} µs"

@@ -1,0 +1,101 @@
+"""What a topic's messages hold, as rows for the parser."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from etl.parse import ParsedRows, Reasons, kept_rows, parse
+from etl.sources.read import FileGroup
+from etl.transforms.lateness import LATENESS, TOPIC, with_time_limits
+from etl.transforms.parsing import BLANK
+from etl.transforms.sql import literal
+from schemas import Contract
+from schemas.expressions import quote_name
+
+#: How a message is taken apart; ``form`` is how its raw form is written.
+JSON = FileGroup("json", "json", ())
+
+
+@dataclass(frozen=True)
+class Messages:
+    """The messages of a micro-batch, parsed. ``offsets`` are of each partition the first one and the one behind the last;
+    ``newest`` is the latest timestamp of a record, ``watermark`` the latest event time of a valid row (both in microseconds);
+    ``lateness`` counts rows with an event time by how long after it their record was written."""
+
+    parsed: ParsedRows
+    offsets: dict[int, tuple[int, int]]
+    newest: int | None
+    watermark: int | None
+    lateness: dict[str, int]
+    num_bytes: int
+    prefix: str
+
+    @property
+    def within(self) -> str:
+        """Which entries of a quarantine (alias ``old``) may be of these messages, by source and position."""
+        places = [f"(old.source = {literal(f'{self.prefix}{partition}')} AND old.position BETWEEN {first} AND {end - 1})"
+                  for partition, (first, end) in self.offsets.items()]  # fmt: skip
+        return f"({' OR '.join(places)})"
+
+
+def source_prefix(topic_id: str) -> str:
+    """What the sources of a topic's rows begin with; the partition's number follows."""
+    return f"{TOPIC}{topic_id}/"
+
+
+@contextmanager
+def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract) -> Iterator[Messages]:
+    """The rows of a micro-batch as Spark's connector gives it (headers included), kept while the block lasts. Each message is
+    read and parsed once.
+
+    Raises SettingError for a contract that Spark cannot carry out."""
+    prefix = source_prefix(topic_id)
+    # In the places of file, block and row the parsers hand on what a row keeps: where it came from, its record's time (ns),
+    # its offset. A cast keeps the bytes, which are checked for UTF-8 when the text is parsed.
+    rows = messages.selectExpr(
+        f"named_struct('source', concat({literal(prefix)}, partition), 'key', key, 'headers', headers, 'timestamp', timestamp) "
+        "AS _file", "unix_micros(timestamp) * 1000 AS _block", "offset AS _row", "CAST(value AS STRING) AS _raw")  # fmt: skip
+    judged = with_time_limits(parse(rows, JSON, contract), contract, "_block")
+    columns = [quote_name(column.name) for column in contract.columns]
+    nothing = (f"CASE WHEN _raw IS NULL THEN {_of_no_column('tombstone')} "
+               f"WHEN _refusal.rule = {literal(BLANK)} THEN {_of_no_column('empty')} ELSE _refusal END AS _refusal")  # fmt: skip
+    placed = judged.selectExpr(
+        *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified", "'json' AS _form",
+        "CAST(NULL AS array<string>) AS _header", "_raw", nothing, "_file.key AS _key", "_file.headers AS _headers",
+        "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
+    with kept_rows(placed) as kept:
+        event = (
+            f"if(_refusal IS NULL, unix_micros(CAST({quote_name(contract.event_time)} AS TIMESTAMP)), NULL)"
+            if contract.event_time
+            else "NULL"
+        )
+        tally = kept.groupBy("_source", "_refusal.column", "_refusal.rule", "_lateness").agg(
+            F.count("*").alias("count"), F.min("_position").alias("first"), F.max("_position").alias("last"),
+            F.expr("max(_modified) div 1000").alias("newest"), F.expr(f"max(CAST({event} AS BIGINT))").alias("watermark"),
+            F.sum(F.octet_length("_raw")).alias("bytes")).collect()  # fmt: skip
+        reasons: Reasons = Counter()
+        lateness: Counter[str] = Counter()
+        offsets: dict[int, tuple[int, int]] = {}
+        for row in tally:
+            reasons[row["column"], row["rule"]] += row["count"]
+            if row["_lateness"] is not None:
+                lateness[row["_lateness"]] += row["count"]
+            partition = int(row["_source"].removeprefix(prefix))
+            first, end = offsets.get(partition, (row["first"], row["last"] + 1))
+            offsets[partition] = (min(first, row["first"]), max(end, row["last"] + 1))
+        yield Messages(
+            ParsedRows(kept.drop("_lateness"), reasons), dict(sorted(offsets.items())),
+            max((row["newest"] for row in tally), default=None),
+            max((row["watermark"] for row in tally if row["watermark"] is not None), default=None),
+            dict(lateness), sum(row["bytes"] or 0 for row in tally), prefix)  # fmt: skip
+
+
+def _of_no_column(rule: str) -> str:
+    nothing = "CAST(NULL AS STRING)"
+    return f"named_struct('column', {nothing}, 'rule', {literal(rule)}, 'value', {nothing})"

@@ -1,0 +1,166 @@
+"""The queries of a stream job: one for each topic of each table, in one session, until all is drained or someone asks them
+to stop."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming import StreamingQuery
+
+from etl.sources.broker import Broker
+from etl.stream.batch import Stream, StreamResult
+from etl.stream.start import begin, find_gap, gap_error
+from etl.stream.state import Place
+from lakering.errors import LakeringError, SettingError
+from lakering.lock import storage_lock
+from recipes import Recipe
+from recipes.kafka import Kafka
+from recipes.settings import TopicSource
+from schemas import Contract
+
+POLL_S, START_PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 25.0, 60.0
+BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
+
+
+class Stopping(Exception):
+    """A batch that is not to begin, since the job is about to end."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a job's queries begin and end: with ``every`` None, once all that is there is in; else a trigger such as
+    ``5 seconds``."""
+
+    every: str | None
+    start: str | None = None
+    accept_gap: bool = False
+
+
+class Query:
+    """One topic's stream, as Spark runs it."""
+
+    def __init__(self, spark: SparkSession, stream: Stream, source: TopicSource, kafka: Kafka, every: str | None) -> None:
+        self.stream = stream
+        self._gate, self._stopping = threading.Lock(), threading.Event()
+        self._failure: BaseException | None = None
+        place, state = stream.place, stream.state
+        rows = spark.readStream.format("kafka").options(**kafka.for_spark()).option("subscribe", source.topic)
+        # Of a partition that is not named here Spark takes all: it was added since.
+        rows = rows.option("startingOffsets", _offsets(source.topic, state.starting)).option("includeHeaders", "true")
+        rows = rows.option("maxOffsetsPerTrigger", source.max_offsets_per_trigger).option("failOnDataLoss", "true")
+        rows = rows.option("kafka.isolation.level", "read_committed")
+        writer = rows.load().writeStream.foreachBatch(self._take)
+        writer = writer.option("checkpointLocation", place.lake.storage.uri(*place.checkpoint))
+        writer = writer.queryName(f"{source.topic} into {place.table}")
+        trigger: dict[str, Any] = {"availableNow": True} if every is None else {"processingTime": every}
+        self._query: StreamingQuery = writer.trigger(**trigger).start()
+
+    def _take(self, messages: DataFrame, number: int) -> None:
+        with self._gate:
+            if self._stopping.is_set() or self.stream.refused is not None:
+                raise Stopping("the job is about to end")
+            try:
+                self.stream.take(messages.sparkSession, messages, number)
+            except BaseException as error:
+                self._failure = error  # whole, where Spark would hand on its text
+                raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return not self._query.isActive
+
+    def stop(self) -> None:
+        """Ends it between two batches: the one at hand is finished, Spark's note of it too."""
+        self._stopping.set()
+        with self._gate:
+            number = self.stream.state.batch
+        place, deadline = self.stream.place, time.monotonic() + COMMIT_PATIENCE_S
+        while (self._query.isActive and number >= 0 and time.monotonic() < deadline
+               and not place.lake.storage.exists(*place.checkpoint, "commits", str(number))):  # fmt: skip
+            time.sleep(POLL_S / 4)
+        self._query.stop()
+
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None or self._query.exception() is not None or self.stream.refused is not None
+
+    def raise_failure(self) -> None:
+        """Raises what ended it, if it was not asked to."""
+        if self._failure is not None:
+            raise self._failure
+        error = self._query.exception()
+        if error is not None and Stopping.__name__ not in str(error):
+            raise self._named(error)
+
+    def _named(self, error: BaseException) -> BaseException:
+        """What Spark's error means: a broken checkpoint, messages that are gone, or else itself."""
+        text = str(error)
+        if any(words in text for words in BROKEN_CHECKPOINT):
+            return self.stream.place.broken()
+        try:
+            topic = self.stream.broker.describe_topic(self.stream.state.topic, START_PATIENCE_S)
+        except LakeringError as unreachable:
+            return unreachable
+        gap = find_gap(self.stream.state, topic)
+        return gap_error(gap) if gap else error
+
+
+def _offsets(topic: str, starting: dict[int, int]) -> str:
+    return json.dumps({topic: {str(partition): offset for partition, offset in starting.items()}})
+
+
+def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Contract], how: Start, stop: threading.Event,
+                  results: dict[str, StreamResult]) -> None:  # fmt: skip
+    """Streams the topics of the tables until ``stop`` is set, or all is drained. ``results``, by table and topic, are filled as
+    far as it comes, failed or not.
+
+    Raises SettingError for a recipe without topics, LakeringError for a broker that cannot be reached, BusyError when another
+    job holds a checkpoint, IntegrityError when a checkpoint or messages are lost, StreamRefusedError when too many messages of
+    a batch broke the contract (the batch is in)."""
+    sources = [(name, source) for name in contracts for source in recipe.settings.tables[name].topics]
+    if not sources:
+        raise SettingError(f"no table of {recipe.path} that was asked for has a topic among its sources",
+                           next_step="add {topic: NAME, format: json} to its sources, or run ingest_batch.py")  # fmt: skip
+    if recipe.kafka is None:
+        raise recipe.document.error((), "key 'kafka' is missing, such as kafka: {servers: 'localhost:9092'}")
+    broker = Broker(recipe.kafka)
+    with ExitStack() as locks:
+        streams = []
+        for name, source in sources:
+            place = Place(recipe.lake, name, source.topic)
+            what = f"the stream of topic '{source.topic}' into table '{name}'"
+            locks.enter_context(storage_lock(recipe.lake.storage, *place.folder, what=what, wait=False))
+            topic = broker.describe_topic(source.topic, START_PATIENCE_S)
+            state = begin(place, topic, how.start, how.accept_gap)
+            stream = Stream(
+                place, contracts[name], broker, state, results.setdefault(f"{name} from {source.topic}", StreamResult())
+            )
+            streams.append((stream, source))
+        queries: list[Query] = []
+        try:
+            for stream, source in streams:
+                queries.append(Query(spark, stream, source, recipe.kafka, how.every))
+            while not stop.is_set() and not _to_end(queries, how.every is None):
+                stop.wait(POLL_S)
+        finally:
+            for query in queries:
+                query.stop()
+        for query in queries:
+            query.raise_failure()
+        for stream, _ in streams:
+            if stream.refused is not None:
+                raise stream.refused
+
+
+def _to_end(queries: list[Query], once: bool) -> bool:
+    """Whether one has failed, or with ``once`` all are done."""
+    if any(query.failed for query in queries):
+        return True
+    return once and all(query.ended for query in queries)

@@ -1,0 +1,128 @@
+"""How far a topic is in its table: a record beside Spark's checkpoint, written after each micro-batch.
+
+One JSON file that is replaced: of a small Delta table each micro-batch would take a commit of its own, which costs more than
+all the rest of the record. The history is in the table's commits, each of which tells its offsets.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from etl.tables import read_origins, table_version
+from lakering.errors import IntegrityError
+from lakering.lake import Lake
+
+STATE, CHECKPOINT, GAPS = "state.json", "checkpoint", "gaps"
+
+
+@dataclass(frozen=True)
+class State:
+    """``next`` is of each partition the first offset that is not in; ``starting`` what the checkpoint began with. ``batch`` is
+    the number of the checkpoint's last batch (-1: none), ``checkpoint_id`` Spark's id of it. ``table_version`` is the version
+    up to which the table's commits are told here; -1 before there is a table."""
+
+    topic: str
+    topic_id: str
+    partitions: int
+    starting: dict[int, int]
+    next: dict[int, int] = field(default_factory=dict)
+    batch: int = -1
+    checkpoint_id: str | None = None
+    table_id: str | None = None
+    table_version: int = -1
+    totals: dict[str, int] = field(default_factory=dict)
+    watermark: int | None = None
+
+    def after(self, offsets: dict[int, tuple[int, int]]) -> dict[int, int]:
+        """``next`` once these ranges are in."""
+        known = {**self.starting, **self.next}
+        return known | {partition: max(end, known.get(partition, 0)) for partition, (_, end) in offsets.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the state of one topic of one table lies."""
+
+    lake: Lake
+    table: str
+    topic: str
+
+    @property
+    def folder(self) -> tuple[str, ...]:
+        return self.lake.topic(self.table, self.topic)
+
+    @property
+    def checkpoint(self) -> tuple[str, ...]:
+        return (*self.folder, CHECKPOINT)
+
+    def read(self) -> State | None:
+        """The record; None when there is none. Raises IntegrityError for one that is not whole."""
+        storage = self.lake.storage
+        if not storage.exists(*self.folder, STATE):
+            return None
+        try:
+            found = storage.read_json(*self.folder, STATE)
+            offsets = {name: {int(p): int(o) for p, o in found[name].items()} for name in ("starting", "next")}
+            return replace(State(**{**found, **offsets}))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise IntegrityError(f"{storage.path(*self.folder, STATE)} is not a stream's record: {error}",
+                                 next_step=CHOICES) from None  # fmt: skip
+
+    def write(self, state: State) -> None:
+        self.lake.storage.write_json(asdict(state), *self.folder, STATE)
+
+    def write_gap(self, gap: dict[str, Any], name: str) -> None:
+        """Records messages that are lost for good, and that someone chose to go on without."""
+        self.lake.storage.write_json(gap, *self.folder, GAPS, f"{name}.json")
+
+    def read_gaps(self) -> list[dict[str, Any]]:
+        storage = self.lake.storage
+        return [storage.read_json(*self.folder, GAPS, name) for name in sorted(storage.list(*self.folder, GAPS))]
+
+    def checkpoint_id(self) -> str | None:
+        """Spark's id of the query whose checkpoint this is; None without one. Raises IntegrityError for a file that is cut."""
+        if not self.lake.storage.exists(*self.checkpoint, "metadata"):
+            return None
+        content = self.lake.storage.read(*self.checkpoint, "metadata")
+        try:
+            return str(json.loads(content)["id"])
+        except (ValueError, KeyError, TypeError):
+            raise self.broken("metadata") from None
+
+    def validate_checkpoint(self) -> None:
+        """Raises IntegrityError when the last record of the checkpoint's logs is not whole."""
+        storage = self.lake.storage
+        for log in ("offsets", "commits"):
+            if not storage.exists(*self.checkpoint, log):
+                continue
+            numbers = [int(name) for name in storage.list(*self.checkpoint, log) if name.isdigit()]
+            if not numbers:
+                continue
+            name = str(max(numbers))
+            first, *others = storage.read(*self.checkpoint, log, name).decode("utf-8", "replace").splitlines() or [""]
+            try:
+                whole = first == "v1" and bool(others) and all(line == "-" or json.loads(line) for line in others)
+            except ValueError:
+                whole = False
+            if not whole:
+                raise self.broken(log, name)
+
+    def broken(self, *parts: str) -> IntegrityError:
+        return IntegrityError(f"{self.lake.storage.path(*self.checkpoint, *parts)} is not whole: the checkpoint of topic "
+                              f"'{self.topic}' is broken", next_step=CHOICES)  # fmt: skip
+
+    def origins(self, state: State | None) -> list[dict[str, Any]]:
+        """What the table's commits tell of this topic, those after the state's; without a state, all that the log tells."""
+        found = read_origins(self.lake, self.table, state.table_version if state else None)
+        return [origin for origin in found if origin.get("topic") == self.topic]
+
+    def table_version(self) -> tuple[str | None, int]:
+        if not self.lake.storage.exists(*self.lake.table(self.table), "_delta_log"):
+            return None, -1
+        return table_version(self.lake, self.table)
+
+
+CHOICES = ("run with --from table (behind what the table and its record tell), --from earliest (the whole topic again; what is "
+           "there already is not written twice) or --from latest (only what comes from now on)")  # fmt: skip

@@ -1,0 +1,94 @@
+"""A topic that feeds the small table of the ingest tests, on a real broker."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from etl.stream.batch import StreamResult
+from etl.stream.run import Start, stream_tables
+from etl.stream.state import Place, State
+from etl.tables import read_quarantine
+from recipes import Recipe, read_recipe
+from tests.etl.conftest import Trips
+
+GOOD = {"day": "2024-01-01", "id": 1, "at": "2024-01-01T08:00:00Z", "fare": 10.5, "price": 1.25, "zone": "north",
+        "paid": True, "note": "hello"}  # fmt: skip
+
+
+def trip(**values: Any) -> bytes:
+    return json.dumps({**GOOD, **values}).encode()
+
+
+@dataclass
+class StreamedTrips:
+    trips: Trips
+    servers: str
+    topic: str
+    max_offsets: int = 1000
+    admin: AdminClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admin = AdminClient({"bootstrap.servers": self.servers})
+
+    def create(self, partitions: int = 2) -> None:
+        # Kept whatever a message's timestamp: the broker would delete those that are old.
+        kept = {"max.message.bytes": "20000000", "retention.ms": "-1"}
+        self.admin.create_topics([NewTopic(self.topic, partitions, config=kept)])[self.topic].result(60)
+
+    def delete(self) -> None:
+        self.admin.delete_topics([self.topic])[self.topic].result(60)
+
+    def send(self, *values: bytes | None, partition: int = 0, **more: Any) -> None:
+        producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 20_000_000})
+        for value in values:
+            producer.produce(self.topic, value, partition=partition, **more)
+            producer.poll(0)
+        assert producer.flush(60) == 0
+
+    @property
+    def path(self) -> Path:
+        path = self.trips.folder / "stream.yaml"
+        path.write_text(f"name: trips\nlake: lake\nkafka: {{servers: '{self.servers}'}}\ntables:\n  trips:\n    contract: trips.yaml\n"
+                        f"    sources: [{{topic: {self.topic}, format: json, max_offsets_per_trigger: {self.max_offsets}}}]\n")  # fmt: skip
+        return path
+
+    @property
+    def recipe(self) -> Recipe:
+        return read_recipe(self.path)
+
+    @property
+    def place(self) -> Place:
+        return Place(self.recipe.lake, "trips", self.topic)
+
+    @property
+    def state(self) -> State:
+        state = self.place.read()
+        assert state is not None
+        return state
+
+    def drain(self, start: str | None = None, accept_gap: bool = False) -> StreamResult:
+        results: dict[str, StreamResult] = {}
+        recipe = self.recipe
+        try:
+            stream_tables(self.trips.spark, recipe, {"trips": recipe.contract("trips")}, Start(None, start, accept_gap),
+                          threading.Event(), results)  # fmt: skip
+        finally:
+            for result in results.values():
+                fates = (result.rows_written, result.rows_already_present, result.rows_superseded, result.rows_refused)
+                assert result.rows_read == sum(fates), "every message has one fate"
+        (result,) = results.values()
+        return result
+
+    def ids(self) -> list[int]:
+        return [row["id"] for row in self.trips.rows()]
+
+    def refused(self) -> dict[tuple[int, int], tuple[str | None, str]]:
+        rows = read_quarantine(self.trips.spark, self.recipe.lake, "trips").collect()
+        return {(int(row["source"].rpartition("/")[2]), row["position"]): (row["column"], row["rule"]) for row in rows}

@@ -1,0 +1,169 @@
+"""Messages of a topic, into their table and its quarantine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+
+import pytest
+from broker import Broker
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import NewPartitions
+
+from etl.tables import read_quarantine
+from lakering.errors import BusyError, IntegrityError, SettingError, StreamRefusedError
+from lakering.lock import storage_lock
+from tests.etl.conftest import HEADER, Trips
+from tests.etl.streams import StreamedTrips, trip
+from tests.etl.test_ingest_rows import line
+
+
+@pytest.fixture
+def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
+    made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
+    made.create()
+    return made
+
+
+def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
+    poison = [b"null", b'{"id": 1, "id": 2}', b"{", trip(id="7"), trip(extra=1), b'{"note": "\xff"}', b"", None, trip(id=None),
+              trip(note="x" * 10_000_000), trip(fare=-1), trip(at=None)]  # fmt: skip
+    stream.send(*poison, key=b"k", headers={"h": b"v"}, timestamp=1704096000123)
+    stream.send(trip(id=1), trip(id=2), trip(id=2), partition=1)
+    result = stream.drain()
+    assert (result.rows_read, result.rows_written, result.rows_already_present, result.rows_refused) == (15, 2, 1, 12)
+    stream.send(trip(id=2), trip(id=2, fare=11.0), trip(id=3), partition=0)
+    result = stream.drain()
+    assert (result.rows_read, result.rows_written, result.rows_already_present) == (3, 1, 1)
+    assert result.refused == {"day, id: conflict": 1}
+    refused = stream.refused()
+    assert refused == {
+        (0, 0): (None, "json"), (0, 1): (None, "repeated_key"), (0, 2): (None, "json"), (0, 3): ("id", "type"),
+        (0, 4): (None, "extra_column"), (0, 5): (None, "utf8"), (0, 6): (None, "empty"), (0, 7): (None, "tombstone"),
+        (0, 8): ("id", "null"), (0, 9): ("note", "maxLength"), (0, 10): ("fare", "minimum"), (0, 11): ("at", "null"),
+        (0, 13): ("day, id", "conflict"),
+    }  # fmt: skip
+    entry = read_quarantine(stream.trips.spark, stream.recipe.lake, "trips").where("position = 5").collect()[0]
+    assert bytes(entry["raw"]) == b'{"note": "\xff"}'
+    assert (bytes(entry["key"]), [(h["key"], bytes(h["value"])) for h in entry["headers"]]) == (b"k", [("h", b"v")])
+    assert entry["timestamp"].timestamp() == 1704096000.123
+    assert stream.ids() == [1, 2, 3]
+
+    again = stream.drain(start="earliest")
+    assert (again.rows_read, again.rows_written, again.rows_refused) == (18, 3, 13), "a stored row is known by its source"
+    assert stream.ids() == [1, 2, 3]
+    assert stream.refused() == refused
+    stream.trips.write("a.csv", HEADER + line(id="1") + "\n" + line(id="4") + "\n")
+    stream.trips.ingest("a.csv")
+    assert stream.ids() == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_is_gone_or_broken_is_an_error_that_names_the_choices(stream):
+    stream.send(trip(id=1))
+    stream.drain()
+    folder = stream.place.lake.storage.path(*stream.place.checkpoint)
+    shutil.move(folder, folder + ".kept")
+    with pytest.raises(IntegrityError, match=r"checkpoint is missing[\s\S]+--from table.+--from earliest.+--from latest"):
+        stream.drain()
+    stream.place.lake.storage.delete(*stream.place.folder)
+    with pytest.raises(IntegrityError, match="checkpoint is missing"):
+        stream.drain()
+    stream.send(trip(id=2))
+    assert stream.drain(start="table").rows_read == 1, "the table's commits tell what is in"
+    other = stream.place.lake.storage.path(*stream.place.checkpoint, "metadata")
+    whole = stream.place.lake.storage.read(*stream.place.checkpoint, "metadata")
+    with open(other, "wb") as file:
+        file.write(b'{"id":"another"}')
+    with pytest.raises(IntegrityError, match="another query's"):
+        stream.drain()
+    with open(other, "wb") as file:
+        file.write(whole)
+    stream.place.lake.storage.write(b"v1\n{", *stream.place.checkpoint, "offsets", "0")
+    with pytest.raises(IntegrityError, match="offsets/0 is not whole"):
+        stream.drain()
+    assert stream.ids() == [1, 2]
+
+
+def test_messages_that_are_lost_are_told_and_passed_over_by_choice_alone(stream):
+    stream.send(trip(id=1), trip(id=2))
+    stream.drain()
+    stream.send(*(trip(id=number) for number in range(3, 8)))
+    (deleted,) = stream.admin.delete_records([TopicPartition(stream.topic, 0, 5)]).values()
+    deleted.result(60)
+    with pytest.raises(IntegrityError, match=r"no longer holds 3 messages.+3 of partition 0 \(offsets 2 to 4\)"):
+        stream.drain()
+    assert stream.drain(accept_gap=True).rows_written == 2
+    assert stream.ids() == [1, 2, 6, 7]
+    (gap,) = stream.place.read_gaps()
+    assert (gap["read_to"]["0"], gap["goes_on_at"]["0"]) == (2, 5)
+
+
+def test_too_many_refused_stop_the_stream_behind_them(make_trips, broker):
+    trips = make_trips(table="      - {property: maxRefusedShare, value: 0.5}")
+    stream = StreamedTrips(trips, broker.servers, "too-many-refused")
+    stream.create(1)
+    stream.send(trip(id=1), b"{", b"{")
+    with pytest.raises(StreamRefusedError, match="2 of the 3 messages") as raised:
+        stream.drain()
+    assert raised.value.exit_status == 9
+    assert stream.ids() == [1]
+    assert len(stream.refused()) == 2
+    stream.send(trip(id=2))
+    assert stream.drain().rows_read == 1
+    assert stream.ids() == [1, 2]
+
+
+def test_late_and_future_are_told_by_the_row_and_never_move_the_watermark(make_trips, broker):
+    trips = make_trips(table="      - {property: late, value: 1 hour}\n      - {property: future, value: 10 minutes}")
+    stream = StreamedTrips(trips, broker.servers, "late-and-future")
+    stream.create(1)
+    eight = 1704096000000  # GOOD's event time, in ms
+    for number, seconds in enumerate((3600, 3601, -600, -601, 5), start=1):
+        stream.send(trip(id=number), timestamp=eight + seconds * 1000)
+    stream.send(trip(id=9, at="2030-01-01T00:00:00Z"), timestamp=eight)
+    result = stream.drain()
+    assert result.refused == {"at: future": 2, "at: late": 1}
+    assert stream.ids() == [1, 3, 5]
+    assert result.watermark == "2024-01-01T08:00:00+00:00"
+    assert result.lateness == {"ahead": 3, "below 10 s": 1, "below 1 day": 2}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_topic_made_anew_is_told_whatever_it_holds(trips, broker, number):
+    stream = StreamedTrips(trips, broker.servers, f"made-anew-{number}")
+    stream.create(1)
+    stream.send(trip(id=1), trip(id=2))
+    stream.drain()
+    stream.delete()
+    stream.create(1)
+    stream.send(*(trip(id=10 + n) for n in range(number)))
+    with pytest.raises(IntegrityError, match="deleted and created again"):
+        stream.drain()
+    assert stream.drain(accept_gap=True).rows_written == number
+    assert stream.ids() == [1, 2, *(10 + n for n in range(number))]
+
+
+@pytest.mark.faults
+def test_partitions_that_are_added_are_read(stream):
+    stream.send(trip(id=1))
+    stream.drain()
+    stream.admin.create_partitions([NewPartitions(stream.topic, 3)])[stream.topic].result(60)
+    stream.send(trip(id=2), partition=2)
+    assert stream.drain().rows_written == 1
+    assert stream.state.next == {0: 1, 1: 0, 2: 1}
+
+
+def test_a_second_job_on_one_checkpoint_is_refused(stream):
+    lake = stream.recipe.lake
+    with storage_lock(lake.storage, *stream.place.folder, what="it"), pytest.raises(BusyError, match="the stream of topic"):
+        stream.drain()
+
+
+def test_a_recipe_without_a_topic_names_the_batch_job(trips):
+    from etl.stream.run import Start, stream_tables
+
+    recipe = trips.recipe("a.csv")
+    with pytest.raises(SettingError, match=r"ingest_batch\.py"):
+        stream_tables(trips.spark, recipe, {"trips": trips.contract}, Start(None), threading.Event(), {})

@@ -1,0 +1,81 @@
+"""A stream job killed in the middle, and told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from broker import Broker
+
+from tests.etl.conftest import Trips
+from tests.etl.streams import StreamedTrips, trip
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = Path(__file__).with_name("killed_stream.py")
+POINTS = ["before the merge", "in the merge", "between table and quarantine", "between quarantine and record",
+          "between record and Spark's log"]  # fmt: skip
+
+
+def filled(trips: Trips, broker: Broker, topic: str) -> StreamedTrips:
+    """A topic of 120 messages in two partitions, which take three micro-batches; every tenth is refused, some come twice."""
+    stream = StreamedTrips(trips, broker.servers, topic, max_offsets=40)
+    stream.create()
+    for partition in (0, 1):
+        numbers = [*range(partition, 100, 2), *range(partition, 20, 2)]
+        values = [trip(id=n, day=f"2024-01-{1 + n % 3:02d}", zone="west" if n % 10 == 0 else "north") for n in numbers]
+        stream.send(*values, partition=partition)
+    return stream
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_anywhere_and_started_again_all_is_as_if_never_killed(trips, broker, spark_conf_dir, point):
+    stream = filled(trips, broker, f"killed-{POINTS.index(point)}")
+    environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, str(ENTRY), point, str(stream.path)], env=environment, timeout=300,
+                            capture_output=True, text=True)  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
+    stream.drain()
+    assert stream.ids() == [n for n in range(100) if n % 10], "each id once, and none that was refused"
+    refused = stream.refused()
+    assert set(refused.values()) == {("zone", "validValues")}
+    again = [(0, 5 * tenth) for tenth in range(10)] + [(0, 50), (0, 55)]
+    assert sorted(refused) == again
+    assert stream.state.next == {0: 60, 1: 60}
+    assert stream.state.totals["read"] == 120
+    stored = {row["id"]: (row["_source"].rpartition("/")[2], row["_position"]) for row in trips.rows()}
+    assert stored == {n: (str(n % 2), n // 2) for n in range(100) if n % 10}, "the first of two messages stays"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("whom", ["spark-submit", "all its processes"])
+def test_told_to_stop_it_finishes_the_batch_at_hand(trips, broker, spark_conf_dir, tmp_path, whom):
+    stream = filled(trips, broker, f"stopped-{len(whom)}")
+    summary, submit = tmp_path / "summary.json", str(Path(sys.executable).with_name("spark-submit"))
+    command = [submit, "--master", "local[2]", "--properties-file", str(spark_conf_dir / "spark-defaults.conf"),
+               str(ROOT / "etl/jobs/ingest_stream.py"), "--recipe", str(stream.path), "--summary", str(summary), "--every", "1s"]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 300
+            while "micro-batch" not in (tmp_path / "log").read_text():
+                assert time.monotonic() < deadline
+                assert job.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+            (os.kill if whom == "spark-submit" else os.killpg)(job.pid, signal.SIGTERM)
+            assert job.wait(300) == 0, (tmp_path / "log").read_text()
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+    facts = json.loads(summary.read_text())
+    told = facts[f"trips from {stream.topic}"]
+    assert facts["status"] == "ok"
+    assert told["rows_read"] == stream.state.totals["read"] > 0
+    batch = stream.state.batch
+    assert stream.place.lake.storage.exists(*stream.place.checkpoint, "commits", str(batch)), "Spark's own note was written"

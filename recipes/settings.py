@@ -56,12 +56,14 @@ def _topic_name(text: str) -> str:
 
 
 class TopicSource(Settings):
-    """Where rows come from: the messages of a Kafka topic, of which a micro-batch takes so many at most. Spark's connector
-    knows no limit by bytes."""
+    """Where rows come from: the messages of a Kafka topic, of which a micro-batch takes so many at most, or so many bytes of
+    them: since Spark's connector knows no limit by bytes, it is told as a number of messages of the size that the newest of
+    the topic have when the stream starts."""
 
     topic: Annotated[str, AfterValidator(_topic_name)]
     format: Literal["json"]
     max_offsets_per_trigger: Int = Field(1_000_000, ge=1)
+    max_bytes_per_trigger: Int | None = Field(None, ge=1)
 
 
 def _source_kind(value: Any) -> str | None:

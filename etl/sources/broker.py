@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from lakering.errors import InputError, LakeringError, nearest
@@ -21,6 +21,8 @@ from recipes.kafka import Kafka
 
 TIMEOUT_S = 20.0
 TRY_S = 0.5
+#: So many of the newest messages of each partition tell how large a topic's messages are.
+SAMPLE = 100
 T = TypeVar("T")
 #: Errors that do not go away by waiting, and what to look at.
 HOPELESS = {
@@ -89,6 +91,35 @@ class Broker:
         deadline = time.monotonic() + timeout
         found = self._ask(lambda left: self.admin.list_topics(timeout=left), deadline, "its topics")
         return {name for name in found.topics if not name.startswith("__")}
+
+    def mean_message_bytes(self, topic: Topic, timeout: float = TIMEOUT_S) -> float | None:
+        """How many bytes the newest messages have on average (key and value); None of a topic that holds none.
+
+        Raises LakeringError when the broker does not hand them on in time."""
+        wanted = {partition: min(SAMPLE, end - topic.begin[partition]) for partition, end in topic.end.items()}
+        places = [TopicPartition(topic.name, p, topic.end[p] - count) for p, count in wanted.items() if count]
+        if not places:
+            return None
+        consumer = Consumer({**self.kafka.for_client(), "group.id": "lakering-sample", "enable.auto.commit": False,
+                             "enable.partition.eof": True}, logger=SILENT)  # fmt: skip
+        sizes, ended, deadline = [], 0, time.monotonic() + timeout
+        try:
+            consumer.assign(places)
+            while ended < len(places):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._unreachable(f"the messages of topic '{topic.name}'", None)
+                for message in consumer.consume(SAMPLE, min(left, TRY_S)):
+                    error = message.error()
+                    if error is None:
+                        sizes.append(len(message.value() or b"") + len(message.key() or b""))
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        ended += 1
+                    elif error.code() in HOPELESS:
+                        raise self._refused(error)
+        finally:
+            consumer.close()
+        return sum(sizes) / len(sizes) if sizes else None
 
     def _offsets(self, places: list[TopicPartition], spec: OffsetSpec, deadline: float, name: str) -> dict[int, int]:
         def ask(left: float) -> dict[int, int]:

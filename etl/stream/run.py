@@ -53,7 +53,7 @@ class Query:
         rows = spark.readStream.format("kafka").options(**kafka.for_spark()).option("subscribe", source.topic)
         # Of a partition that is not named here Spark takes all: it was added since.
         rows = rows.option("startingOffsets", _offsets(source.topic, state.starting)).option("includeHeaders", "true")
-        rows = rows.option("maxOffsetsPerTrigger", source.max_offsets_per_trigger).option("failOnDataLoss", "true")
+        rows = rows.option("maxOffsetsPerTrigger", _most(stream, source)).option("failOnDataLoss", "true")
         rows = rows.option("kafka.isolation.level", "read_committed")
         writer = rows.load().writeStream.foreachBatch(self._take)
         writer = writer.option("checkpointLocation", place.lake.storage.uri(*place.checkpoint))
@@ -110,6 +110,15 @@ class Query:
             return unreachable
         gap = find_gap(self.stream.state, topic)
         return gap_error(gap) if gap else error
+
+
+def _most(stream: Stream, source: TopicSource) -> int:
+    """How many messages a micro-batch takes at most."""
+    most = source.max_offsets_per_trigger
+    if source.max_bytes_per_trigger is None:
+        return most
+    mean = stream.broker.mean_message_bytes(stream.broker.describe_topic(source.topic))
+    return min(most, max(1, int(source.max_bytes_per_trigger / mean))) if mean else most
 
 
 def _offsets(topic: str, starting: dict[int, int]) -> str:

@@ -188,7 +188,7 @@ if __name__ == "__main__":
     parser = job_parser("Sends the rows of a table's files to a Kafka topic, as JSON events in the order of their times.")
     parser.prog = "replay_to_kafka"
     parser.add_argument("--table", required=True, metavar="NAME", help="the table of the recipe whose files are sent")
-    parser.add_argument("--topic", metavar="NAME", help="where to (default: the table's topic in the recipe); made if it is not there")
+    parser.add_argument("--topic", metavar="NAME", help="where to, made if it is not there (default: the table's topic)")
     parser.add_argument("--partitions", type=int, default=4, help="of a topic that is made")
     parser.add_argument("--rate", type=float, metavar="N", help="events a second at most (default: as fast as it goes)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N events")

@@ -32,6 +32,7 @@ class StreamedTrips:
     servers: str
     topic: str
     max_offsets: int = 1000
+    more: str = ""
     admin: AdminClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class StreamedTrips:
     def path(self) -> Path:
         path = self.trips.folder / "stream.yaml"
         path.write_text(f"name: trips\nlake: lake\nkafka: {{servers: '{self.servers}'}}\ntables:\n  trips:\n    contract: trips.yaml\n"
-                        f"    sources: [{{topic: {self.topic}, format: json, max_offsets_per_trigger: {self.max_offsets}}}]\n")  # fmt: skip
+                        f"    sources: [{{topic: {self.topic}, format: json, max_offsets_per_trigger: {self.max_offsets}{self.more}}}]\n")  # fmt: skip
         return path
 
     @property

@@ -129,6 +129,13 @@ def test_late_and_future_are_told_by_the_row_and_never_move_the_watermark(make_t
     assert result.lateness == {"ahead": 3, "below 10 s": 1, "below 1 day": 2}
 
 
+def test_a_micro_batch_takes_so_many_bytes_at_most(stream):
+    stream.send(*(trip(id=number) for number in range(9)), key=b"k" * 1000)
+    stream.more = ", max_bytes_per_trigger: 4000"
+    assert stream.drain().batches == 3, "three messages of some 1,100 bytes each"
+    assert stream.ids() == list(range(9))
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_topic_made_anew_is_told_whatever_it_holds(trips, broker, number):

@@ -25,8 +25,8 @@ JSON = FileGroup("json", "json", ())
 @dataclass(frozen=True)
 class Messages:
     """The messages of a micro-batch, parsed. ``offsets`` are of each partition the first one and the one behind the last;
-    ``newest`` is the latest timestamp of a record, ``watermark`` the latest event time of a valid row (both in microseconds);
-    ``lateness`` counts rows with an event time by how long after it their record was written."""
+    ``newest`` is the latest timestamp of a record, ``watermark`` the latest event time of a valid row, taken as no later than its
+    record (both in microseconds); ``lateness`` counts rows with an event time by how long after it their record was written."""
 
     parsed: ParsedRows
     offsets: dict[int, tuple[int, int]]
@@ -70,11 +70,10 @@ def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract) -> I
         "CAST(NULL AS array<string>) AS _header", "_raw", nothing, "_file.key AS _key", "_file.headers AS _headers",
         "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
     with kept_rows(placed) as kept:
-        event = (
-            f"if(_refusal IS NULL, unix_micros(CAST({quote_name(contract.event_time)} AS TIMESTAMP)), NULL)"
-            if contract.event_time
-            else "NULL"
-        )
+        event = "NULL"
+        if contract.event_time:
+            moment = f"unix_micros(CAST({quote_name(contract.event_time)} AS TIMESTAMP))"
+            event = f"if(_refusal IS NULL, least({moment}, _modified div 1000), NULL)"
         tally = kept.groupBy("_source", "_refusal.column", "_refusal.rule", "_lateness").agg(
             F.count("*").alias("count"), F.min("_position").alias("first"), F.max("_position").alias("last"),
             F.expr("max(_modified) div 1000").alias("newest"), F.expr(f"max(CAST({event} AS BIGINT))").alias("watermark"),

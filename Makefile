@@ -41,7 +41,7 @@ test: lint data  ## lint, then the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: data     ## the slow tests: processes killed in the middle, the whole path on a cluster
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults -n 2 --dist loadfile
 
 bench-start: setup ## seconds from a job's launch to its first Spark action, less a bare session's
 	@$(BIN)/python benchmarks/start.py

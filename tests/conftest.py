@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
+from xdist.remote import Producer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from broker import Broker  # noqa: E402
 from spark_conf import write_conf_dir  # noqa: E402
+
+from tests.order import OfOneRoom  # noqa: E402
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OfOneRoom | None:
+    return OfOneRoom(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,9 @@ def test_the_cluster_makes_the_same_examples_and_losses_as_local_mode(local, clu
     assert losses_of(tmp_path / "lake")[:20] == pytest.approx(losses_of(lake)[:20], rel=1e-5)
 
 
-@pytest.mark.parametrize("launcher", [["python"], ["horovodrun", "-np", "2", "--network-interface", "lo", "python"]])
+@pytest.mark.parametrize("launcher", [
+    ["python"],
+    pytest.param(["horovodrun", "-np", "2", "--network-interface", "lo", "python"], marks=pytest.mark.faults)])  # fmt: skip
 def test_other_launchers_have_the_losses_of_two_ranks_under_spark(local, rides, tmp_path, launcher):
     lake, _ = local
     for name in ("snapshots", "examples"):
@@ -143,10 +145,10 @@ def test_the_notebook_runs_on_what_the_stages_left(local, spark_conf_dir, rides,
         ("training/jobs/evaluate.py", "training/jobs/train.py"),
     ],
 )
-def test_a_stage_before_the_one_it_needs_names_the_command_to_run_first(job, command, spark_conf_dir, rides, tmp_path):
-    environment = {**os.environ, "RIDES": str(rides), "SPARK_CONF_DIR": str(spark_conf_dir)}
-    done = subprocess.run([sys.executable, job, "--recipe", RECIPE, "--lake", str(tmp_path)], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+def test_a_stage_before_the_one_it_needs_names_the_command_to_run_first(job, command, run_here, rides, tmp_path, monkeypatch):
+    monkeypatch.setenv("RIDES", str(rides))
+    monkeypatch.chdir(ROOT)
+    done = run_here(job, "--recipe", RECIPE, "--lake", tmp_path)
     assert done.returncode == 3, done.stderr
     assert f"next: spark-submit --properties-file spark-defaults.conf {command}" in done.stderr.replace(
         "python ", "spark-submit --properties-file spark-defaults.conf "

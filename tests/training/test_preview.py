@@ -85,10 +85,10 @@ def test_a_dry_run_tells_of_an_evaluation(write_toy):
     assert again.sections["evaluation"]["rows_for_trees"] == 650
 
 
-def test_the_jobs_take_the_flag(write_toy, run_job):
+def test_the_jobs_take_the_flag(write_toy, run_here):
     toy = write_toy()
     before = files_of(toy)
-    done = run_job("train", "--recipe", toy.recipe, "--lake", toy.lake.storage.root, "--dry-run")
+    done = run_here("training/jobs/train.py", "--recipe", toy.recipe, "--lake", toy.lake.storage.root, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "start anew" in done.stdout
     assert files_of(toy) == before

@@ -100,10 +100,10 @@ def test_a_scaled_batch_is_another_run_and_a_dry_run_tells_what_was_derived(writ
     assert "scaled" not in told[None]["training"]
 
 
-def test_the_job_scales_the_batch_and_says_so(write_toy, run_job, tmp_path):
+def test_the_job_scales_the_batch_and_says_so(write_toy, run_here, tmp_path):
     toy = write_toy()
-    done = run_job("train", "--recipe", toy.recipe, "--lake", toy.lake.storage.root, "--scale-batch", "2", "--log-json",
-                   "--set", "training.warmup_steps=4", "--summary", tmp_path / "s.json")  # fmt: skip
+    done = run_here("training/jobs/train.py", "--recipe", toy.recipe, "--lake", toy.lake.storage.root, "--scale-batch", "2", "--log-json",
+                    "--set", "training.warmup_steps=4", "--summary", tmp_path / "s.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "s.json").read_text())["training"]
     rate = 0.01 * math.sqrt(2)

@@ -218,9 +218,11 @@ def test_a_changed_model_is_not_evaluated(write_toy):
         evaluate(World(), evaluate_request(read_recipe(toy.recipe)))
 
 
-def test_the_job_ends_with_the_errors_status_and_text(write_toy, run_job, tmp_path):
+def test_the_job_ends_with_the_errors_status_and_text(write_toy, run_here, tmp_path):
     toy = write_toy()
-    done = run_job("train", "--recipe", toy.recipe, "--lake", tmp_path / "empty", "--summary", tmp_path / "s.json")
+    done = run_here(
+        "training/jobs/train.py", "--recipe", toy.recipe, "--lake", tmp_path / "empty", "--summary", tmp_path / "s.json"
+    )
     assert done.returncode == 3
     assert "no snapshot of recipe 'toy'" in done.stderr
     assert "next: spark-submit" in done.stderr

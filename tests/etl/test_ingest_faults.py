@@ -32,7 +32,7 @@ def test_killed_anywhere_and_run_again_the_tables_are_as_if_never_killed(trips, 
     (tmp_path / "lake").rename(tmp_path / "never-killed")
     trips.recipe("a.csv")
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable}
-    killed = subprocess.run([sys.executable, str(ENTRY), point, str(tmp_path / "recipe.yaml")], env=environment, timeout=120,
+    killed = subprocess.run([sys.executable, str(ENTRY), point, str(tmp_path / "recipe.yaml")], env=environment, timeout=300,
                             capture_output=True, text=True)  # fmt: skip
     assert killed.returncode == -9, killed.stderr
     result = trips.ingest("a.csv")

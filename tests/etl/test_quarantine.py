@@ -164,6 +164,7 @@ def test_an_older_row_of_a_side_table_is_superseded_and_marked(make_trips):
     assert [row["zone"] for row in trips.rows()] == ["north"]
 
 
+@pytest.mark.faults
 def test_without_a_key_a_replay_that_failed_before_it_marked_adds_nothing_twice(trips, monkeypatch):
     change(trips, *KEYLESS)
     trips.csv(line(id="1"), line(id="2", zone="west"), line(id="2", zone="west"))
@@ -240,7 +241,7 @@ def test_killed_anywhere_and_run_again_a_replay_ends_in_the_same_state(trips, sp
     mend(trips)
     trips.recipe("a.csv")
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable}
-    killed = subprocess.run([sys.executable, str(ENTRY), point, str(tmp_path / "recipe.yaml")], env=environment, timeout=120,
+    killed = subprocess.run([sys.executable, str(ENTRY), point, str(tmp_path / "recipe.yaml")], env=environment, timeout=300,
                             capture_output=True, text=True)  # fmt: skip
     assert killed.returncode == -9, killed.stderr
     result = replay(trips)

@@ -227,7 +227,7 @@ def test_fewer_ranks_than_the_least_end_the_run_and_a_rerun_goes_on(tmp_path, to
     try:
         run.started()
         run.kill(random.randrange(2), random.randrange(60, 90))
-        assert run.process.wait(120) != 0
+        assert run.process.wait(START) != 0
     finally:
         run.process.kill()
     assert run.said("1 of at least 2 ranks are left")

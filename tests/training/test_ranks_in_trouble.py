@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,8 @@ from training.requests import train_request
 from training.train import train
 
 HOST = socket.gethostname()
+#: Seconds: a busy machine takes long to import TensorFlow.
+START = 300
 
 
 def peer(doing: str, *, waiting: bool = False, since: float = 90, heard: float = 100, end: str | None = None) -> Peer:
@@ -93,12 +96,23 @@ def wait_until(condition, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def start(folder: Path, environment: dict[str, str], stall_seconds: int = 600, sleep_at_step: int = -1) -> subprocess.Popen:
-    script = Path(__file__).with_name("ranks_in_trouble.py")
-    command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--network-interface", "lo", sys.executable,
-               str(script), str(folder), str(stall_seconds), str(sleep_at_step)]  # fmt: skip
-    with (folder / "out").open("w") as out:
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+@pytest.fixture
+def start(tmp_path: Path, job_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts ``ranks_in_trouble.py``; whatever becomes of a test, its launcher is killed, and no rank outlives that."""
+    started = []
+
+    def start(stall_seconds: int = 600, sleep_at_step: int = -1) -> subprocess.Popen:
+        script = Path(__file__).with_name("ranks_in_trouble.py")
+        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--network-interface", "lo", sys.executable,
+                   str(script), str(tmp_path), str(stall_seconds), str(sleep_at_step)]  # fmt: skip
+        with (tmp_path / "out").open("w") as out:
+            started.append(subprocess.Popen(command, env=job_environment, stdout=out, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.kill()
+        run.wait()
 
 
 def step_of(folder: Path, rank: int) -> int:
@@ -119,10 +133,10 @@ def ends_all_ranks(folder: Path, seconds: float) -> None:
 
 
 @pytest.mark.faults
-def test_a_killed_rank_is_named_and_ranks_listen_on_the_loopback_alone(tmp_path, job_environment):
-    run = start(tmp_path, job_environment)
+def test_a_killed_rank_is_named_and_ranks_listen_on_the_loopback_alone(start, tmp_path):
+    run = start()
     at = random.Random(time.time_ns()).randrange(40, 120)
-    wait_until(lambda: step_of(tmp_path, 1) >= at, 90)
+    wait_until(lambda: step_of(tmp_path, 1) >= at, START)
     pids = pids_of(tmp_path)
     for pid in pids:
         addresses = [found.laddr.ip for found in psutil.Process(pid).net_connections("inet")]
@@ -137,18 +151,18 @@ def test_a_killed_rank_is_named_and_ranks_listen_on_the_loopback_alone(tmp_path,
 
 
 @pytest.mark.faults
-def test_no_rank_outlives_a_killed_horovodrun(tmp_path, job_environment):
-    run = start(tmp_path, job_environment)
-    wait_until(lambda: step_of(tmp_path, 1) >= 5, 90)
+def test_no_rank_outlives_a_killed_horovodrun(start, tmp_path):
+    run = start()
+    wait_until(lambda: step_of(tmp_path, 1) >= 5, START)
     run.kill()
     run.wait()
     ends_all_ranks(tmp_path, 60)
 
 
 @pytest.mark.faults
-def test_a_sleeping_rank_is_named_and_ends_the_run(tmp_path, job_environment):
-    run = start(tmp_path, job_environment, stall_seconds=10, sleep_at_step=3)
-    assert run.wait(120) != 0
+def test_a_sleeping_rank_is_named_and_ends_the_run(start, tmp_path):
+    run = start(stall_seconds=10, sleep_at_step=3)
+    assert run.wait(START) != 0
     ends_all_ranks(tmp_path, 5)
     said = (tmp_path / "out").read_text()
     assert f"warning: the other ranks have waited 1 s for rank 1 on {HOST}, reading step 3" in said

@@ -123,6 +123,7 @@ def test_a_stage_that_is_run_again_says_that_its_result_is_there(local, submit, 
     assert again["ingest"]["rides"]["rows_read"] == 0
 
 
+@pytest.mark.faults  # not a fault, but slow
 def test_the_notebook_runs_on_what_the_stages_left(local, spark_conf_dir, rides, tmp_path, monkeypatch):
     lake, _ = local
     for name, value in {"LAKERING_RECIPE": str(ROOT / RECIPE), "LAKERING_LAKE": str(lake), "RIDES": str(rides),

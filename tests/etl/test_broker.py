@@ -100,6 +100,7 @@ def test_a_password_comes_from_a_file_too_and_shows_nowhere(reach, secured, tmp_
         describe_topic(plain, "trips")
 
 
+@pytest.mark.faults
 def test_tls_takes_the_broker_for_itself_alone_and_never_falls_back(reach, secured):
     folder = secured.folder
     shown = {"certificate": str(folder / "client.pem"), "key": str(folder / "client.key")}

@@ -68,12 +68,13 @@ def test_a_recipe_that_leaves_nothing_to_train_on_is_told(tmp_path):
     assert summary.sections["rows"]["rows_read"] == 3, "the counts are told all the same"
 
 
-def test_the_job_tells_the_build_and_writes_nothing(spark, submit, tmp_path):
+def test_the_job_tells_the_build_and_writes_nothing(spark, run_here, tmp_path, monkeypatch):
     recipe, lake = write_recipe(tmp_path, features=FEATURES[:3]), tmp_path / "lake"
     frame(spark, tmp_path, "trips", TRIPS).write.format("delta").save(str(lake / "tables" / "trips"))
     before = {path: path.stat().st_mtime_ns for path in lake.rglob("*")}
-    done = submit("etl/jobs/build_examples.py", "--recipe", str(recipe.path), "--lake", str(lake), "--dry-run",
-                  "--summary", str(tmp_path / "summary.json"))  # fmt: skip
+    monkeypatch.setattr(type(spark), "stop", lambda _: None)  # the job's session is that of all tests
+    done = run_here("etl/jobs/build_examples.py", "--recipe", recipe.path, "--lake", lake, "--dry-run",
+                    "--summary", tmp_path / "summary.json")  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in lake.rglob("*")} == before
     told = json.loads((tmp_path / "summary.json").read_text())

@@ -31,6 +31,7 @@ def wait_for(path: Path, what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.faults
 def test_where_delta_keeps_writers_apart_the_first_is_beaten_runs_again_and_no_key_is_there_twice(trips, monkeypatch, tmp_path):
     trips.csv(line(id="1"))  # the table is there; both then write into one of its partitions
     trips.write("first.csv", HEADER + "".join(line(id=str(n)) + "\n" for n in (2, 3)))

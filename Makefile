@@ -35,7 +35,7 @@ lint: setup      ## style, types, import rules, contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@for contract in schemas/*.yaml; do out=$$($(BIN)/datacontract lint $$contract 2>&1) || { echo "$$out"; exit 1; }; done
+	@printf '%s\0' schemas/*.yaml | xargs -0 -n 1 -P 2 sh -c 'out=$$($(BIN)/datacontract lint "$$0" 2>&1) || { echo "$$out"; exit 1; }'
 
 test: lint data  ## lint, then the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

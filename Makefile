@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
+.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-stream bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -48,6 +48,9 @@ bench-start: setup ## seconds from a job's launch to its first Spark action, les
 
 bench-ingest: data ## what the ingest costs, against plain Spark, a merge by hand, and itself
 	@$(BIN)/python benchmarks/ingest.py
+
+bench-stream: setup ## what streaming costs, against the parsing alone, appends and merges by hand, and itself
+	@$(BIN)/python benchmarks/stream.py
 
 bench-feed: setup ## what the feed costs, against a plain scan, Petastorm's stock path, and itself
 	@$(BIN)/python benchmarks/feed.py

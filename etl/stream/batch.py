@@ -65,17 +65,17 @@ class Stream:
 
     def take(self, spark: SparkSession, messages: DataFrame, number: int) -> None:
         """Takes in a micro-batch. Raises what batch ingest raises, and IntegrityError for a topic that is not what it was."""
+        started = time.monotonic()
         for attempt in range(ATTEMPTS):
             try:
                 with session_settings(spark, SETTINGS), parsed_messages(messages, self.state.topic_id, self.contract) as batch:
-                    return self._take(spark, batch, number)
+                    return self._take(spark, batch, number, started)
             except PySparkException as error:
                 if not is_lost(error) or attempt == ATTEMPTS - 1:
                     raise
                 log.warning("an executor was lost with messages that it had parsed; reading them again")
 
-    def _take(self, spark: SparkSession, batch: Messages, number: int) -> None:
-        started = time.monotonic()
+    def _take(self, spark: SparkSession, batch: Messages, number: int, started: float) -> None:
         if not batch.offsets:
             return
         # Now that the messages are read: what is the same topic now was the same when they were.

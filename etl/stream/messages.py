@@ -49,13 +49,11 @@ def source_prefix(topic_id: str) -> str:
     return f"{TOPIC}{topic_id}/"
 
 
-@contextmanager
-def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract) -> Iterator[Messages]:
-    """The rows of a micro-batch as Spark's connector gives it (headers included), kept while the block lasts. Each message is
-    read and parsed once.
+def judged_messages(messages: DataFrame, prefix: str, contract: Contract) -> DataFrame:
+    """The rows of messages as Spark's connector gives them (headers included), typed and judged, as yet unread: what
+    ``ParsedRows`` holds, and each row's bucket of lateness.
 
     Raises SettingError for a contract that Spark cannot carry out."""
-    prefix = source_prefix(topic_id)
     # In the places of file, block and row the parsers hand on what a row keeps: where it came from, its record's time (ns),
     # its offset. A cast keeps the bytes, which are checked for UTF-8 when the text is parsed.
     rows = messages.selectExpr(
@@ -65,11 +63,19 @@ def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract) -> I
     columns = [quote_name(column.name) for column in contract.columns]
     nothing = (f"CASE WHEN _raw IS NULL THEN {_of_no_column('tombstone')} "
                f"WHEN _refusal.rule = {literal(BLANK)} THEN {_of_no_column('empty')} ELSE _refusal END AS _refusal")  # fmt: skip
-    placed = judged.selectExpr(
+    return judged.selectExpr(
         *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified", "'json' AS _form",
         "CAST(NULL AS array<string>) AS _header", "_raw", nothing, "_file.key AS _key", "_file.headers AS _headers",
         "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
-    with kept_rows(placed) as kept:
+
+
+@contextmanager
+def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract) -> Iterator[Messages]:
+    """The rows of a micro-batch, kept while the block lasts. Each message is read and parsed once.
+
+    Raises SettingError for a contract that Spark cannot carry out."""
+    prefix = source_prefix(topic_id)
+    with kept_rows(judged_messages(messages, prefix, contract)) as kept:
         event = "NULL"
         if contract.event_time:
             moment = f"unix_micros(CAST({quote_name(contract.event_time)} AS TIMESTAMP))"

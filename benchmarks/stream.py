@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="turns that are timed (default: 5, and 3 against the merge)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="messages that are drained")
     parser.add_argument("--minutes", type=float,
-                        help=f"minutes of a stream that goes on (default: {LATENCY_MINUTES:.0f}, soak {SOAK_MINUTES:.0f})")  # fmt: skip
+                        help=f"minutes of a stream (default: {LATENCY_MINUTES:.0f}, soak {SOAK_MINUTES:.0f})")  # fmt: skip
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-stream-") as name:
         folder = Path(name)

@@ -135,7 +135,7 @@ def _is_json_kind(column: Column) -> str:
         return f"startswith({name}, 'ARRAY')"
     if column.type in JSON_KINDS:
         return f"{name} = {literal(JSON_KINDS[column.type])}"
-    return f"{name} RLIKE {literal(JSON_NUMBER)}"
+    return f"({name} = 'DOUBLE' OR {name} RLIKE {literal(JSON_NUMBER)})"
 
 
 def _typed(column: Column, kinds: dict[str, str], dialect: Dialect) -> str:

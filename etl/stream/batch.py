@@ -22,7 +22,7 @@ from etl.sources.read import named_errors
 from etl.stream.messages import Messages, parsed_messages
 from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
-from etl.tables import Batch, Counts, table_lock, write_quarantine, write_rows
+from etl.tables import Batch, Counts, SmallFiles, table_lock, write_quarantine, write_rows
 from etl.transforms.lateness import BUCKETS
 from lakering.errors import StreamRefusedError
 from lakering.names import fingerprint
@@ -60,8 +60,12 @@ class Stream:
     broker: Broker
     state: State
     result: StreamResult = field(default_factory=StreamResult)
+    small_files: SmallFiles = field(init=False)
     #: Set by a batch that was refused beyond the contract's limit, once it is in.
     refused: StreamRefusedError | None = None
+
+    def __post_init__(self) -> None:
+        self.small_files = SmallFiles(self.place.lake, self.contract)
 
     def take(self, spark: SparkSession, messages: DataFrame, number: int) -> None:
         """Takes in a micro-batch. Raises what batch ingest raises, and IntegrityError for a topic that is not what it was."""
@@ -96,6 +100,8 @@ class Stream:
                 rows_refused = all_refused(contract, parsed, conflicts)
                 write_quarantine(spark, lake, contract, rows_refused, now.date(), batch.within)
             self._record(batch, counts, refused, topic, number)
+            if counts.written:
+                self.small_files.merge(spark)
         self._report(batch, counts, refused, topic, number, now, time.monotonic() - started)
 
     def _record(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], topic: Topic,

@@ -1,5 +1,6 @@
 """The only place that reads and writes Delta."""
 
+from etl.tables.compaction import SmallFiles
 from etl.tables.delta import create_table, read_table, table_id, table_version
 from etl.tables.lock import table_lock
 from etl.tables.origins import read_origins
@@ -9,6 +10,7 @@ from etl.tables.write import Batch, Counts, foresee_rows, write_rows
 __all__ = [
     "Batch",
     "Counts",
+    "SmallFiles",
     "create_table",
     "foresee_rows",
     "has_quarantine",

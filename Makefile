@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo check test faults lint bench-start bench-ingest bench-stream bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
+.PHONY: help setup wheelhouse lock data demo demo-stream check test faults lint bench-start bench-ingest bench-stream bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -26,6 +26,9 @@ data: setup      ## the flights' five tables in data/
 
 demo: data       ## files to an evaluated model, on a year of flights
 	@$(BIN)/python scripts/demo.py
+
+demo-stream: data ## the same year through Kafka, with a job killed half-way, compared with the file
+	@$(BIN)/python scripts/demo_stream.py
 
 check: setup     ## RECIPE=..., CONTRACT=... (or all): contracts and recipes by themselves, in a second or two
 	@$(BIN)/python scripts/check.py $(RECIPE:%=--recipe "%") $(CONTRACT:%=--contract "%")

@@ -27,6 +27,8 @@ from schemas.expressions import quote_name
 STARTS = pa.schema({"_file": pa.int64(), "_block": pa.int64(), "_offset": pa.int64(), "_first": pa.int64(),
                     "_source": pa.string(), "_modified": pa.int64()})  # fmt: skip
 TASKS_PER_CORE = 8
+#: Probes of contracts that this process has found good.
+PROBED: set[str] = set()
 Reasons = Counter[tuple[str | None, str | None]]
 
 
@@ -114,8 +116,9 @@ def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0
         else:
             cells = with_json_cells(rows, contract)
         probe = pattern_probe(contract)
-        if probe:
+        if probe and probe not in PROBED:
             rows.sparkSession.sql(probe).collect()
+            PROBED.add(probe)  # a stream comes here with each micro-batch
         typed = with_content_hash(with_typed_columns(cells, contract), contract)
         return typed.withColumn("_group", F.lit(number))
     except (AnalysisException, ParseException, PySparkException) as error:

@@ -168,7 +168,8 @@ class Contestants:
         rows = self._spark.read.format("delta").load(str(self._table))
         taken = rows.join(F.broadcast(known), F.expr("_source = source AND _position BETWEEN first AND last"))
         # What comes while the first micro-batch warms up is left out.
-        warm = taken.where(f"at > timestamp_seconds({min(c[3] for c in commits) + 2 * every_s})")
+        start = min(committed for *_, committed in commits) + 2 * every_s
+        warm = taken.where(f"at > timestamp_micros({int(start * 1e6)})")
         seconds = warm.selectExpr("committed - unix_micros(at) / 1e6D AS s")
         row = seconds.selectExpr("percentile(s, 0.95)", "percentile(s, 0.5)").first()
         assert row is not None

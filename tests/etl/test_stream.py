@@ -11,10 +11,12 @@ from broker import Broker
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewPartitions
 
+from etl.reasons import Selection
+from etl.replay import replay_table
 from etl.tables import read_quarantine
 from lakering.errors import BusyError, IntegrityError, SettingError, StreamRefusedError
 from lakering.lock import storage_lock
-from tests.etl.conftest import HEADER, Trips
+from tests.etl.conftest import HEADER, NOW, Trips
 from tests.etl.streams import StreamedTrips, trip
 from tests.etl.test_ingest_rows import line
 
@@ -134,6 +136,25 @@ def test_a_micro_batch_takes_so_many_bytes_at_most(stream):
     stream.more = ", max_bytes_per_trigger: 4000"
     assert stream.drain().batches == 3, "three messages of some 1,100 bytes each"
     assert stream.ids() == list(range(9))
+
+
+def test_refused_messages_come_in_once_their_contract_is_mended_judged_by_their_own_times(make_trips, broker):
+    trips = make_trips(table="      - {property: late, value: 1 hour}")
+    stream = StreamedTrips(trips, broker.servers, "mended")
+    stream.create(1)
+    eight = 1704096000000  # GOOD's event time, in ms
+    stream.send(trip(id=1, zone="west"), trip(id=2, zone="east"), b"", timestamp=eight)
+    stream.send(trip(id=3, zone="west"), timestamp=eight + 3601 * 1000)
+    assert stream.drain().refused == {"zone: validValues": 3, "empty": 1}
+    contract = trips.folder / "trips.yaml"
+    contract.write_text(contract.read_text().replace("[north, south]", "[north, south, west]"))
+    for written in (1, 0):
+        result = replay_table(trips.spark, stream.recipe.lake, trips.contract, Selection(), now=NOW)
+        assert (result.rows_written, result.still_refused) == (written, {"at: late": 1, "empty": 1, "zone: validValues": 1})
+    (row,) = trips.rows()
+    assert (row["id"], row["_source"], row["_position"]) == (1, f"kafka:{stream.state.topic_id}/0", 0)
+    assert stream.drain(start="earliest").rows_written == 1, "it is known by the source and position that it had"
+    assert stream.ids() == [1]
 
 
 @pytest.mark.faults

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def main(args: argparse.Namespace, summary: Summary) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    every = None if args.once else parse_every(args.every)
+    every = None if args.once else spark_interval(args.every)
+    wait = interval_seconds("--wait", args.wait)
     if not args.log_json:
         log_lines()
     from etl.session import session_beside, set_storage
@@ -41,7 +42,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
 
     results: dict[str, StreamResult] = {}
     try:
-        stream_tables(spark, recipe, contracts, Start(every, args.start, args.accept_gap), stop, results)
+        stream_tables(spark, recipe, contracts, Start(every, args.start, args.accept_gap, wait), stop, results)
     finally:
         for name, result in results.items():
             summary.add(name, **asdict(result))
@@ -55,12 +56,17 @@ def prepare(args: argparse.Namespace) -> tuple[Recipe, dict[str, Contract]]:
     return read_tables_of(args)
 
 
-def parse_every(text: str) -> str:
-    """A trigger's interval as Spark writes it. Raises SettingError."""
+def interval_seconds(flag: str, text: str) -> float:
+    """Seconds in a flag's time, such as 500ms, 5s, 1min, 2h. Raises SettingError."""
     match = re.fullmatch(r"([1-9]\d{0,5})(ms|s|min|h)", text)
     if not match:
-        raise SettingError(f"--every {text!r}: expected a number and a unit (ms, s, min, h), such as 5s")
-    return f"{match[1]} { {'ms': 'milliseconds', 's': 'seconds', 'min': 'minutes', 'h': 'hours'}[match[2]] }"
+        raise SettingError(f"{flag} {text!r}: expected a number and a unit (ms, s, min, h), such as 5s")
+    return int(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600}[match[2]]
+
+
+def spark_interval(text: str) -> str:
+    """A trigger's interval as Spark writes it. Raises SettingError."""
+    return f"{round(interval_seconds('--every', text) * 1000)} milliseconds"
 
 
 def stop_on_sigterm(spark: SparkSession, stop: threading.Event) -> None:
@@ -107,4 +113,7 @@ if __name__ == "__main__":
     parser.add_argument("--from", choices=["table", "earliest", "latest"], dest="start",
                         help="where to start, in place of the checkpoint, which goes")  # fmt: skip
     parser.add_argument("--accept-gap", action="store_true", help="go on where messages are lost, and record what is missing")
+    parser.add_argument(
+        "--wait", default="25s", metavar="TIME", help="for a broker that does not answer at the start (default: 25s)"
+    )
     run_job(main, parser)

@@ -24,7 +24,7 @@ from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
 from etl.tables import Batch, Counts, SmallFiles, table_lock, write_quarantine, write_rows
 from etl.transforms.lateness import BUCKETS
-from lakering.errors import StreamRefusedError
+from lakering.errors import SettingError, StreamRefusedError
 from lakering.names import fingerprint
 from schemas import Contract
 
@@ -93,7 +93,7 @@ class Stream:
             if parsed.num_valid:
                 origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in batch.offsets.items()}}
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin)
-                counts, conflicts = write_rows(spark, lake, contract, rows)
+                counts, conflicts = self._write(spark, rows)
             if counts.conflicts:
                 refused[", ".join(contract.key) or "_source, _position", "conflict"] += counts.conflicts
             if refused:
@@ -103,6 +103,13 @@ class Stream:
             if counts.written:
                 self.small_files.merge(spark)
         self._report(batch, counts, refused, topic, number, now, time.monotonic() - started)
+
+    def _write(self, spark: SparkSession, rows: Batch) -> tuple[Counts, DataFrame | None]:
+        try:
+            return write_rows(spark, self.place.lake, self.contract, rows)
+        except SettingError as error:
+            raise SettingError(error.message, next_step="run again: the contract is read when a stream starts, and "
+                               "if it was widened since, nothing is lost; else it must be made to fit") from error  # fmt: skip
 
     def _record(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], topic: Topic,
                 number: int) -> None:  # fmt: skip

@@ -24,7 +24,7 @@ from recipes.kafka import Kafka
 from recipes.settings import TopicSource
 from schemas import Contract
 
-POLL_S, START_PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 25.0, 60.0
+POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 25.0, 60.0
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
 
 
@@ -35,11 +35,12 @@ class Stopping(Exception):
 @dataclass(frozen=True)
 class Start:
     """How a job's queries begin and end: with ``every`` None, once all that is there is in; else a trigger such as
-    ``5 seconds``."""
+    ``5 seconds``. A broker that does not answer at the start is waited for, ``wait`` seconds at most."""
 
     every: str | None
     start: str | None = None
     accept_gap: bool = False
+    wait: float = PATIENCE_S
 
 
 class Query:
@@ -105,11 +106,17 @@ class Query:
         if any(words in text for words in BROKEN_CHECKPOINT):
             return self.stream.place.broken()
         try:
-            topic = self.stream.broker.describe_topic(self.stream.state.topic, START_PATIENCE_S)
+            topic = self.stream.broker.describe_topic(self.stream.state.topic, PATIENCE_S)
         except LakeringError as unreachable:
             return unreachable
         gap = find_gap(self.stream.state, topic)
-        return gap_error(gap) if gap else error
+        if gap:
+            return gap_error(gap)
+        reason = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+        ended = LakeringError(f"the stream of topic '{topic.name}' into table '{self.stream.place.table}' ended: {reason}",
+                              next_step="run again: it goes on where it stopped")  # fmt: skip
+        ended.__cause__ = error
+        return ended
 
 
 def _most(stream: Stream, source: TopicSource) -> int:
@@ -146,7 +153,7 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
             place = Place(recipe.lake, name, source.topic)
             what = f"the stream of topic '{source.topic}' into table '{name}'"
             locks.enter_context(storage_lock(recipe.lake.storage, *place.folder, what=what, wait=False))
-            topic = broker.describe_topic(source.topic, START_PATIENCE_S)
+            topic = broker.describe_topic(source.topic, how.wait)
             state = begin(place, topic, how.start, how.accept_gap)
             stream = Stream(
                 place, contracts[name], broker, state, results.setdefault(f"{name} from {source.topic}", StreamResult())

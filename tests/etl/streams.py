@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from etl.stream.batch import StreamResult
-from etl.stream.run import Start, stream_tables
+from etl.stream.run import PATIENCE_S, Start, stream_tables
 from etl.stream.state import Place, State
 from etl.tables import read_quarantine
 from recipes import Recipe, read_recipe
@@ -74,11 +74,11 @@ class StreamedTrips:
         assert state is not None
         return state
 
-    def drain(self, start: str | None = None, accept_gap: bool = False) -> StreamResult:
+    def drain(self, start: str | None = None, accept_gap: bool = False, wait: float = PATIENCE_S) -> StreamResult:
         results: dict[str, StreamResult] = {}
         recipe = self.recipe
         try:
-            stream_tables(self.trips.spark, recipe, {"trips": recipe.contract("trips")}, Start(None, start, accept_gap),
+            stream_tables(self.trips.spark, recipe, {"trips": recipe.contract("trips")}, Start(None, start, accept_gap, wait),
                           threading.Event(), results)  # fmt: skip
         finally:
             for result in results.values():

@@ -13,6 +13,7 @@ from confluent_kafka.admin import NewPartitions
 
 from etl.reasons import Selection
 from etl.replay import replay_table
+from etl.stream.run import Start, stream_tables
 from etl.tables import read_quarantine
 from lakering.errors import BusyError, IntegrityError, SettingError, StreamRefusedError
 from lakering.lock import storage_lock
@@ -157,8 +158,54 @@ def test_refused_messages_come_in_once_their_contract_is_mended_judged_by_their_
     assert stream.ids() == [1]
 
 
+def test_poison_alone_makes_no_table_and_is_read_once(stream):
+    stream.send(b"{", b"null")
+    assert (stream.drain().rows_refused, stream.drain().rows_read) == (2, 0)
+    assert not stream.place.lake.storage.exists(*stream.place.lake.table("trips"))
+    stream.send(trip(id=1))
+    assert stream.drain().rows_written == 1
+    assert len(stream.refused()) == 2
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [1, 3])
+def test_batches_of_other_sizes_come_to_the_same_verdicts(make_trips, broker):
+    trips = make_trips(table="      - {property: late, value: 1 hour}")
+    stream = StreamedTrips(trips, broker.servers, "other-sizes")
+    stream.create(2)
+    eight = 1704096000000  # GOOD's event time, in ms
+    for number in range(12):
+        values = [trip(id=number % 5), trip(id=number), b"{", trip(id=100 + number, fare=float(number % 2))]
+        stream.send(*values, partition=number % 2, timestamp=eight + number * 600_000)
+    found = []
+    for size in (1000, 5):
+        shutil.rmtree(trips.folder / "lake", ignore_errors=True)
+        stream.max_offsets = size
+        batches = stream.drain().batches
+        assert (batches > 5) == (size == 5)
+        stored = [(row["id"], row["fare"]) for row in trips.rows()]
+        found.append((stored, stream.refused(), stream.state.totals))
+    assert found[0] == found[1]
+    assert [id for id, _ in found[0][0]] == [*range(7), *range(100, 107)]
+    assert list(found[0][1].values()).count(("at", "late")) == 15
+
+
+def test_a_contract_that_is_widened_while_a_stream_runs_is_taken_up_by_the_next_start(stream):
+    stream.send(trip(id=1))
+    stream.drain()
+    old = stream.recipe.contract("trips")
+    contract = stream.trips.folder / "trips.yaml"
+    contract.write_text(contract.read_text() + "      - {name: tip, logicalType: number}\n")
+    stream.trips.write("a.csv", HEADER.replace("note", "note,tip") + line(id="2") + ",1.5\n")
+    stream.trips.ingest("a.csv")
+    stream.send(trip(id=3, tip=2.5), trip(id=4))
+    with pytest.raises(SettingError, match=r"'trips' and its contract differ[\s\S]+run again"):
+        stream_tables(stream.trips.spark, stream.recipe, {"trips": old}, Start(None), threading.Event(), {})
+    assert stream.drain().rows_written == 2
+    assert [(row["id"], row["tip"]) for row in stream.trips.rows()] == [(1, None), (2, 1.5), (3, 2.5), (4, None)]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_topic_made_anew_is_told_whatever_it_holds(trips, broker, number):
     stream = StreamedTrips(trips, broker.servers, f"made-anew-{number}")
     stream.create(1)
@@ -190,8 +237,6 @@ def test_a_second_job_on_one_checkpoint_is_refused(stream):
 
 
 def test_a_recipe_without_a_topic_names_the_batch_job(trips):
-    from etl.stream.run import Start, stream_tables
-
     recipe = trips.recipe("a.csv")
     with pytest.raises(SettingError, match=r"ingest_batch\.py"):
         stream_tables(trips.spark, recipe, {"trips": trips.contract}, Start(None), threading.Event(), {})

@@ -3,7 +3,7 @@
 tables/TABLE                          event and side tables (Delta)
 quarantine/TABLE                      refused rows of a table (Delta)
 progress/TABLE/ID.json                which files are in the table, one record per completed ingest
-progress/TABLE/topics/TOPIC/          how far a topic is in the table: state.json, gaps/, and Spark's checkpoint/
+progress/TABLE/topics/TOPIC/          how far a topic is in the table: state.json, Spark's checkpoint/; batches/ (Delta)
 examples/RECIPE/BUILD/                one immutable build: table/, keys/, learnt/, build.json (written last)
 snapshots/RECIPE/SNAPSHOT/            manifest.json (written last) and row_groups.parquet
 pins/SNAPSHOT.json                    what the cleaner must leave alone

@@ -120,9 +120,11 @@ class Stream:
         again = number <= self.state.batch
         totals = self.state.totals if again else {n: c + self.state.totals.get(n, 0) for n, c in fates.items()}
         watermark = max((w for w in (self.state.watermark, batch.watermark) if w is not None), default=None)
-        self.state = replace(self.state, next=self.state.after(batch.offsets), batch=max(number, self.state.batch),
-                             partitions=max(len(topic.end), self.state.partitions), totals=totals, watermark=watermark,
-                             checkpoint_id=self.place.checkpoint_id(), table_id=table_id, table_version=version)  # fmt: skip
+        state = replace(self.state, next=self.state.after(batch.offsets), batch=max(number, self.state.batch),
+                        partitions=max(len(topic.end), self.state.partitions), totals=totals, watermark=watermark,
+                        checkpoint_id=self.place.checkpoint_id(), table_id=table_id, table_version=version)  # fmt: skip
+        self.place.tell_batch(state, batch.offsets, fates)
+        self.state = state
         self.place.write(self.state)
 
     def _report(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], topic: Topic,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import replace
 
 from etl.sources.broker import Topic
@@ -79,9 +78,7 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
     # Of a topic that is another one, or that has lost its end, all is new; what is in the table is not written twice.
     starting = {p: max(first, known[p]) if same and first <= known.get(p, -1) <= topic.end[p] else first
                 for p, first in topic.begin.items()}  # fmt: skip
-    now = datetime.datetime.now(datetime.UTC)
-    place.write_gap({"gap": gap, "at": now.isoformat(), "topic": topic.name, "topic_id": [state.topic_id, topic.id],
-                     "read_to": known, "goes_on_at": starting}, now.strftime("%Y%m%dT%H%M%S%f"))  # fmt: skip
+    place.tell_gap(gap, state, {p: (offset, topic.begin.get(p, offset) if same else offset) for p, offset in known.items()})
     return _write(place, topic, starting, state)
 
 

@@ -1,7 +1,6 @@
 """How far a topic is in its table: a record beside Spark's checkpoint, written after each micro-batch.
 
-One JSON file that is replaced: of a small Delta table each micro-batch would take a commit of its own, which costs more than
-all the rest of the record. The history is in the table's commits, each of which tells its offsets.
+What a stream goes on by is one JSON file that is replaced. What it did is a small table with a row for each micro-batch.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from etl.tables import read_origins, table_version
+from etl.tables import append_progress, read_origins, read_progress, table_version
 from lakering.errors import IntegrityError
 from lakering.lake import Lake
+from lakering.names import fingerprint
 
-STATE, CHECKPOINT, GAPS = "state.json", "checkpoint", "gaps"
+STATE, CHECKPOINT, BATCHES = "state.json", "checkpoint", "batches"
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,22 @@ class Place:
     def write(self, state: State) -> None:
         self.lake.storage.write_json(asdict(state), *self.folder, STATE)
 
-    def write_gap(self, gap: dict[str, Any], name: str) -> None:
-        """Records messages that are lost for good, and that someone chose to go on without."""
-        self.lake.storage.write_json(gap, *self.folder, GAPS, f"{name}.json")
+    def tell_batch(self, state: State, offsets: dict[int, tuple[int, int]], fates: dict[str, int]) -> None:
+        """Adds the row of the state's last micro-batch, which took in these offsets."""
+        row = {"offsets": _ranges(offsets), "watermark": state.watermark, "table_version": state.table_version,
+               **{name: getattr(state, name) for name in ("topic", "topic_id", "checkpoint_id", "batch")},
+               **{f"rows_{name}": count for name, count in fates.items()}}  # fmt: skip
+        append_progress(self.lake, (*self.folder, BATCHES), row, str(state.checkpoint_id), state.batch)
 
-    def read_gaps(self) -> list[dict[str, Any]]:
-        storage = self.lake.storage
-        return [storage.read_json(*self.folder, GAPS, name) for name in sorted(storage.list(*self.folder, GAPS))]
+    def tell_gap(self, gap: str, state: State, offsets: dict[int, tuple[int, int]]) -> None:
+        """Adds a row of messages that are lost for good, and that someone chose to go on without: those in between ``offsets``
+        of the topic that was read."""
+        row = {"topic": state.topic, "topic_id": state.topic_id, "offsets": _ranges(offsets), "gap": gap}
+        append_progress(self.lake, (*self.folder, BATCHES), row, fingerprint([state.topic_id, gap]), 0)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """What was told, in order."""
+        return read_progress(self.lake, (*self.folder, BATCHES))
 
     def checkpoint_id(self) -> str | None:
         """Spark's id of the query whose checkpoint this is; None without one. Raises IntegrityError for a file that is cut."""
@@ -122,6 +131,10 @@ class Place:
         if not self.lake.storage.exists(*self.lake.table(self.table), "_delta_log"):
             return None, -1
         return table_version(self.lake, self.table)
+
+
+def _ranges(offsets: dict[int, tuple[int, int]]) -> list[dict[str, int]]:
+    return [{"partition": partition, "first": first, "end": end} for partition, (first, end) in offsets.items()]
 
 
 CHOICES = ("run with --from table (behind what the table and its record tell), --from earliest (the whole topic again; what is "

@@ -4,6 +4,7 @@ from etl.tables.compaction import SmallFiles
 from etl.tables.delta import create_table, read_table, table_id, table_version
 from etl.tables.lock import table_lock
 from etl.tables.origins import read_origins
+from etl.tables.progress import append_progress, read_progress
 from etl.tables.quarantine import has_quarantine, mark_replayed, read_quarantine, write_quarantine
 from etl.tables.write import Batch, Counts, foresee_rows, write_rows
 
@@ -11,11 +12,13 @@ __all__ = [
     "Batch",
     "Counts",
     "SmallFiles",
+    "append_progress",
     "create_table",
     "foresee_rows",
     "has_quarantine",
     "mark_replayed",
     "read_origins",
+    "read_progress",
     "read_quarantine",
     "read_table",
     "table_id",

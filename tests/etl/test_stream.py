@@ -98,8 +98,11 @@ def test_messages_that_are_lost_are_told_and_passed_over_by_choice_alone(stream)
         stream.drain()
     assert stream.drain(accept_gap=True).rows_written == 2
     assert stream.ids() == [1, 2, 6, 7]
-    (gap,) = stream.place.read_gaps()
-    assert (gap["read_to"]["0"], gap["goes_on_at"]["0"]) == (2, 5)
+    first, gap, last = stream.place.progress()
+    assert "no longer holds 3 messages" in gap["gap"]
+    assert gap["offsets"] == [{"partition": 0, "first": 2, "end": 5}, {"partition": 1, "first": 0, "end": 0}]
+    assert [(row["batch"], row["offsets"], row["rows_written"], row["gap"]) for row in (first, last)] == [
+        (0, [{"partition": 0, "first": 0, "end": 2}], 2, None), (0, [{"partition": 0, "first": 5, "end": 7}], 2, None)]  # fmt: skip
 
 
 def test_too_many_refused_stop_the_stream_behind_them(make_trips, broker):

@@ -55,6 +55,8 @@ def test_killed_anywhere_and_started_again_all_is_as_if_never_killed(trips, brok
     assert sorted(refused) == again
     assert stream.state.next == {0: 60, 1: 60}
     assert stream.state.totals["read"] == 120
+    told = [(row["batch"], row["rows_read"]) for row in stream.place.progress()]
+    assert told == [(0, 40), (1, 40), (2, 40)], "a row for each batch, once"
     stored = {row["id"]: (row["_source"].rpartition("/")[2], row["_position"]) for row in trips.rows()}
     assert stored == {n: (str(n % 2), n // 2) for n in range(100) if n % 10}, "the first of two messages stays"
 

@@ -73,5 +73,7 @@ kafka: setup     ## a Kafka broker on this machine; PORT=... (or a free one)
 kafka-stop:      ## ends it; its topics stay in .kafka
 	@$(BIN)/python scripts/kafka.py stop
 
-clean:           ## removes what runs left here (not .venv, not data)
+clean:           ## removes what runs left here (not .venv, not data); ends broker and cluster
+	@[ ! -d .kafka ] || $(PYTHON) scripts/kafka.py stop
+	@[ ! -d .cluster ] || $(PYTHON) scripts/cluster.py stop
 	rm -rf lake .cluster .kafka artifacts spark-warehouse metastore_db derby.log build dist .pytest_cache .mypy_cache .ruff_cache

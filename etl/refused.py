@@ -53,8 +53,9 @@ def _examples(rows: DataFrame, number: int) -> dict[str, list[dict[str, Any]]]:
 def _example(row: Row) -> dict[str, Any]:
     file = row["source"].rpartition("#")[0] or row["source"]
     value = None if row["value"] is None else printable(row["value"].encode())
+    raw = None if row["raw"] is None else printable(row["raw"])  # a message without a value: a tombstone
     return {"file": printable(file.removeprefix("file:").encode(), limit=10 * SHOWN), "position": row["position"],
-            "value": value, "raw": printable(row["raw"])}  # fmt: skip
+            "value": value, "raw": raw}  # fmt: skip
 
 
 def printable(raw: bytes, limit: int = SHOWN) -> str:

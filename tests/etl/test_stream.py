@@ -12,6 +12,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewPartitions
 
 from etl.reasons import Selection
+from etl.refused import describe_refused
 from etl.replay import replay_table
 from etl.stream.run import Start, stream_tables
 from etl.tables import read_quarantine
@@ -47,7 +48,10 @@ def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
         (0, 8): ("id", "null"), (0, 9): ("note", "maxLength"), (0, 10): ("fare", "minimum"), (0, 11): ("at", "null"),
         (0, 13): ("day, id", "conflict"),
     }  # fmt: skip
-    entry = read_quarantine(stream.trips.spark, stream.recipe.lake, "trips").where("position = 5").collect()[0]
+    quarantine = read_quarantine(stream.trips.spark, stream.recipe.lake, "trips")
+    shown = describe_refused(quarantine, Selection(), 1)["reasons"]
+    assert [shown[reason]["examples"][0]["raw"] for reason in ("empty", "tombstone")] == ["", None]
+    entry = quarantine.where("position = 5").collect()[0]
     assert bytes(entry["raw"]) == b'{"note": "\xff"}'
     assert (bytes(entry["key"]), [(h["key"], bytes(h["value"])) for h in entry["headers"]]) == (b"k", [("h", b"v")])
     assert entry["timestamp"].timestamp() == 1704096000.123

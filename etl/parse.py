@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -16,7 +16,9 @@ from pyspark.sql import functions as F
 
 from etl.session import session_settings
 from etl.sources.read import FileGroup, named_errors, number_files, position_of_blocks, read_rows
-from etl.transforms.parsing import BLANK, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
+from etl.transforms.laid_json import Layout, with_laid_cells
+from etl.transforms.parsing import BLANK, PLACE, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
+from etl.transforms.plain_json import NOT_PLAIN, with_plain_cells
 from etl.transforms.provenance import with_content_hash
 from etl.transforms.sql import literal, literals
 from etl.transforms.validation import pattern_probe, with_typed_columns
@@ -57,34 +59,59 @@ class ParsedRows:
 def parsed_files(
     spark: SparkSession, groups: list[FileGroup], contract: Contract, settings: StorageSettings
 ) -> Iterator[ParsedRows]:
-    """The rows of files, kept while the block lasts. A single pass reads, parses and judges them; line numbers, which need the
-    number of lines in the blocks before, are told from the counts.
+    """The rows of files, kept while the block lasts. A single pass reads, parses and judges them (a second one the lines of JSON
+    that are not plain); line numbers, which need the number of lines in the blocks before, are told from the counts.
 
     Raises InputError for a file that cannot be read, SettingError for a contract that Spark cannot carry out."""
     with named_errors(groups):
-        parts = [
-            parse(read_rows(spark, group, contract, settings), group, contract, number) for number, group in enumerate(groups)
-        ]
+        parts = [parse(read_rows(spark, group, contract, settings), group, contract, number, quick=True)
+                 for number, group in enumerate(groups)]  # fmt: skip
         # Small tasks, so that cores end together.
         tasks = TASKS_PER_CORE * spark.sparkContext.defaultParallelism
         with ExitStack() as stack:
             with session_settings(spark, {"spark.sql.files.minPartitionNum": tasks}):
-                kept = stack.enter_context(kept_rows(reduce(DataFrame.unionByName, parts)))
-            tally = kept.groupBy("_file", "_block", "_refusal.column", "_refusal.rule").agg(
-                F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()  # fmt: skip
+                kept, tally = stack.enter_context(kept_rows(
+                    reduce(DataFrame.unionByName, parts), _tally, lambda rows: _parse_again(rows, groups, contract)))  # fmt: skip
             starts = position_of_blocks(number_files(spark, groups), _blocks(tally))
             yield ParsedRows(_placed(kept, starts, groups, contract), _reasons(tally, starts))
 
 
+def _tally(kept: DataFrame) -> list[Row]:
+    counted = kept.groupBy("_file", "_block", "_refusal.column", "_refusal.rule")
+    return counted.agg(F.count("*").alias("count"), F.min("_row").alias("first"), F.max("_row").alias("last")).collect()
+
+
+def _parse_again(rows: DataFrame, groups: list[FileGroup], contract: Contract) -> DataFrame:
+    parts = [parse(rows.where(f"_group = {number}").select(*PLACE, "_raw"), group, contract, number)
+             for number, group in enumerate(groups) if group.format == "json"]  # fmt: skip
+    return reduce(DataFrame.unionByName, parts)
+
+
 @contextmanager
-def kept_rows(rows: DataFrame) -> Iterator[DataFrame]:
-    """Rows on the executors' disks, as they are, while the block lasts: a columnar cache took longer to fill than the parsing.
-    They go with their executor, so whoever uses them must be ready to begin again (``is_lost``)."""
+def kept_rows(rows: DataFrame, tell: Callable[[DataFrame], list[Row]],
+              *again: Callable[[DataFrame], DataFrame]) -> Iterator[tuple[DataFrame, list[Row]]]:  # fmt: skip
+    """Judged rows on the executors' disks, as they are, while the block lasts, and what ``tell`` counts of them, by ``rule``
+    among others. Lines that a quick parse left over (``NOT_PLAIN``) are read ``again``, as long as any is left.
+
+    A columnar cache took longer to fill than the parsing. Kept rows go with their executor, so whoever uses them must be ready
+    to begin again (``is_lost``)."""
+    with ExitStack() as stack:
+        kept = _keep(rows, stack)
+        told = tell(kept)
+        is_left = f"_refusal IS NOT NULL AND _refusal.rule = {literal(NOT_PLAIN)}"
+        for read in again:
+            if all(row["rule"] != NOT_PLAIN for row in told):
+                break
+            others = _keep(read(kept.where(is_left)), stack)
+            kept = kept.where(f"NOT ({is_left})").unionByName(others)
+            told = [row for row in told if row["rule"] != NOT_PLAIN] + tell(others)
+        yield kept, told
+
+
+def _keep(rows: DataFrame, stack: ExitStack) -> DataFrame:
     kept = rows.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_DESER)
-    try:
-        yield kept
-    finally:
-        kept._jdf.queryExecution().analyzed().rdd().unpersist(False)
+    stack.callback(lambda: kept._jdf.queryExecution().analyzed().rdd().unpersist(False))
+    return kept
 
 
 def all_refused(contract: Contract, parsed: ParsedRows, conflicts: DataFrame | None) -> DataFrame:
@@ -104,8 +131,10 @@ def is_lost(error: BaseException) -> bool:
     return "CHECKPOINT_RDD_BLOCK_ID_NOT_FOUND" in str(error)
 
 
-def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0) -> DataFrame:
-    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others."""
+def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0, *, quick: bool = False,
+          layout: Layout | None = None) -> DataFrame:  # fmt: skip
+    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others. If it is to be ``quick``, lines
+    of JSON that are not plain, or not laid out so, are refused as ``NOT_PLAIN``, and have to be parsed again."""
     try:
         if group.form in ("csv", "cells"):
             cells = with_csv_cells(rows, contract, group.header)
@@ -113,8 +142,10 @@ def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0
             cells = with_parquet_cells(rows, contract, group.files[0].path)
         elif group.format == "images":
             cells = with_image_cells(rows, contract)
+        elif layout is not None:
+            cells = with_laid_cells(rows, contract, layout)
         else:
-            cells = with_json_cells(rows, contract)
+            cells = (with_plain_cells if quick else with_json_cells)(rows, contract)
         probe = pattern_probe(contract)
         if probe and probe not in PROBED:
             rows.sparkSession.sql(probe).collect()

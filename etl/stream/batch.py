@@ -19,7 +19,7 @@ from etl.reasons import named_counts
 from etl.session import session_settings
 from etl.sources.broker import Broker, Topic
 from etl.sources.read import named_errors
-from etl.stream.messages import Messages, parsed_messages
+from etl.stream.messages import Habits, Messages, parsed_messages
 from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
 from etl.tables import Batch, Counts, SmallFiles, table_lock, write_quarantine, write_rows
@@ -60,6 +60,7 @@ class Stream:
     broker: Broker
     state: State
     result: StreamResult = field(default_factory=StreamResult)
+    habits: Habits = field(default_factory=Habits)
     small_files: SmallFiles = field(init=False)
     #: Set by a batch that was refused beyond the contract's limit, once it is in.
     refused: StreamRefusedError | None = None
@@ -72,7 +73,8 @@ class Stream:
         started = time.monotonic()
         for attempt in range(ATTEMPTS):
             try:
-                with session_settings(spark, SETTINGS), parsed_messages(messages, self.state.topic_id, self.contract) as batch:
+                parsed = parsed_messages(messages, self.state.topic_id, self.contract, self.habits)
+                with session_settings(spark, SETTINGS), parsed as batch:
                     return self._take(spark, batch, number, started)
             except PySparkException as error:
                 if not is_lost(error) or attempt == ATTEMPTS - 1:

@@ -26,11 +26,15 @@ from schemas.expressions import quote_name
 MAX_LITERALS = 1000
 DATED = ("date", "timestamp")
 #: Of source, for each file and for each task; less where that leaves cores idle, but not so little that tasks cost more.
-BYTES_PER_TASK, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 4 << 20, 8
+BYTES_PER_TASK, MIN_BYTES_PER_FILE, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 16 << 20, 4 << 20, 8
 USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
-#: Rows of up to so many partitions in a task are written without being sorted by them first.
-OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "4"}
+#: Rows of up to so many partitions in a task are written without being sorted by them first, and, since the tasks are few and
+#: not small, without being brought together by them.
+FEW_PARTITIONS = 4
+OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": str(FEW_PARTITIONS)}
+TASKS_BY_SIZE = {"spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
+                 "spark.sql.adaptive.advisoryPartitionSizeInBytes": str(16 << 20)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
         values, repeated = survey.result()
     before = table_version(lake, contract.table)[1]
     touched = _condition(values, contract, "old")
-    _merge(table, lake, contract, batch, _winners(batch, contract, values, repeated), touched)
+    is_few = values is not None and len(values) <= FEW_PARTITIONS
+    _merge(table, lake, contract, batch, _winners(batch, contract, values, repeated), touched, is_few)
     inserted = _num_inserted(lake, contract, before, batch.metadata)
     if contract.repeated_key == "keep" and inserted == batch.num_rows:
         return Counts(written=inserted), None  # every row is there, so no key was twice and none was known
@@ -100,10 +105,13 @@ def _survey(rows: DataFrame, contract: Contract) -> tuple[list[tuple[object, ...
 def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] | None, repeated: bool) -> DataFrame:
     """Of each key the row that stands, shuffled once: by the table's partitions, each cut by the key's hash into buckets of
     bounded size. That brings rows of one key together, and each partition and bucket is a file of one task."""
-    buckets = max(1, math.ceil(batch.num_bytes / (len(values) if values else 1) / BYTES_PER_TASK))
+    cores = batch.rows.sparkSession.sparkContext.defaultParallelism
+    num_partitions = len(values) if values else 1
+    each = batch.num_bytes / num_partitions
+    # Cut further where cores would idle, but for files that would be small.
+    buckets = max(1, math.ceil(each / BYTES_PER_TASK), min(math.ceil(cores / num_partitions), int(each / MIN_BYTES_PER_FILE)))
     hashed = batch.rows.selectExpr("*", f"xxhash64({names(key_of(contract))}) AS _hash")
     placed = hashed.selectExpr("*", f"pmod(_hash, {buckets}) AS _bucket")
-    cores = batch.rows.sparkSession.sparkContext.defaultParallelism
     size = min(BYTES_PER_TASK, max(MIN_BYTES_PER_TASK, batch.num_bytes // (TASKS_PER_CORE * cores)))
     # A number of tasks is kept as it is said: Spark, choosing one, would leave cores idle at the end.
     spread = placed.repartition(math.ceil(batch.num_bytes / size) or 1, *map(quote_name, contract.partition_by), "_bucket")
@@ -112,7 +120,8 @@ def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] 
     return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket", "_hash")).where("_rank = 1")
 
 
-def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winners: DataFrame, touched: str) -> None:
+def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winners: DataFrame, touched: str,
+           is_few: bool) -> None:  # fmt: skip
     spark = winners.sparkSession
     columns = spark_schema(contract).names
     new = winners.selectExpr(*map(quote_name, columns)).alias("new")
@@ -120,13 +129,13 @@ def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winn
 
     def run() -> None:
         # Into partitions without a row nothing is joined, so what comes is spread as it is to be written.
-        empty = table_version(lake, contract.table)[1] == 0 or table.toDF().alias("old").where(touched).isEmpty()
+        is_spread = is_few or table_version(lake, contract.table)[1] == 0 or table.toDF().alias("old").where(touched).isEmpty()
         merge = table.alias("old").merge(new, same)
         if contract.repeated_key == "replace":
             order = newest_last(contract)
             merge = merge.whenMatchedUpdateAll(f"struct({_of('new', order)}) > struct({_of('old', order)})")
-        settings = {USER_METADATA: batch.metadata, REPARTITION: str(not empty).lower()}
-        with session_settings(spark, {**settings, **OPEN_FILES, **_no_dictionary(contract)}):
+        settings = {USER_METADATA: batch.metadata, REPARTITION: str(not is_spread).lower()}
+        with session_settings(spark, {**settings, **OPEN_FILES, **TASKS_BY_SIZE, **_no_dictionary(contract)}):
             merge.whenNotMatchedInsertAll().execute()
 
     run_again_on_conflict(run, f"table '{contract.table}'", spread=int(batch.id[:4], 16) / 0xFFFF)

@@ -13,7 +13,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from etl.transforms.plain_json import PLAIN, plain_cell, plain_kind, with_plain_cells
 from etl.transforms.sql import literal, literals
 from lakering.errors import InputError
 from schemas import Contract, Dialect
@@ -114,16 +113,15 @@ def _first(faults: list[tuple[str, str]]) -> str:
 
 def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
     """Takes JSON lines apart: one object a line, no key twice. Also gives each cell's JSON kind (string, number, boolean,
-    array; where the cell is null it may be any). Plain lines need no parser (``plain_json``)."""
+    array; where the cell is null it may be any)."""
     # Spark's parser stops at the object's end and takes what follows for nothing. Wrapped in an array, what follows is an
     # error, unless it closes the array; then it is one in the other parse, which wraps the line in an object.
     texts = f"from_json(concat('[', _raw, ']'), 'array<map<string,string>>', {STRICT_JSON})"
     kinds = f"from_json(concat('{{\"x\":', _raw, '}}'), 'map<string,map<string,variant>>', {STRICT_JSON})['x']"
-    asked = rf"NOT {PLAIN} AND _raw RLIKE '\\A\\s*\\{{'"
+    asked = r"_raw RLIKE '\\A\\s*\\{'"
     # A generator is a barrier: without it the optimizer would parse the line once for every cell that is taken out.
     objects = f"inline_outer(array(named_struct('objects', if({asked}, {texts}, NULL), 'kinds', if({asked}, {kinds}, NULL))))"
-    parsed = with_plain_cells(lines, contract).selectExpr("*", objects)
-    parsed = parsed.selectExpr("*", "if(size(objects) = 1, get(objects, 0), NULL) AS texts")
+    parsed = lines.selectExpr("*", objects).selectExpr("*", "if(size(objects) = 1, get(objects, 0), NULL) AS texts")
     known = f"array({literals(column.name for column in contract.source_columns)})"
     extra = f"array_except(map_keys(texts), {known})"
     faults = [(BLANK, r"NOT _raw RLIKE '\\S'"), ("utf8", f"NOT is_valid_utf8(_raw) OR {LONE_SURROGATE}"),
@@ -134,14 +132,10 @@ def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
     cells = []
     for column in contract.source_columns:
         name = literal(column.name)
-        is_null, plain = f"is_variant_null(kinds[{name}])", quote_name(plain_cell(column.name))
-        cells.append(f"CASE WHEN {PLAIN} THEN {plain} WHEN {is_null} THEN NULL ELSE texts[{name}] END "
-                     f"AS {quote_name(cell(column.name))}")  # fmt: skip
-        cells.append(f"CASE WHEN {PLAIN} THEN {literal(plain_kind(column))} WHEN {is_null} THEN NULL "
-                     f"ELSE schema_of_variant(kinds[{name}]) END AS {quote_name(kind(column.name))}")  # fmt: skip
-    fault = f"CASE WHEN {PLAIN} THEN if(is_valid_utf8(_raw), NULL, 'utf8') ELSE {_first(faults)} END AS _fault"
-    shown = f"if({PLAIN}, NULL, try_element_at({extra}, 1)) AS _fault_value"
-    return parsed.selectExpr(*PLACE, "_raw", fault, shown, *cells)
+        is_null = f"is_variant_null(kinds[{name}])"
+        cells.append(f"if({is_null}, NULL, texts[{name}]) AS {quote_name(cell(column.name))}")
+        cells.append(f"if({is_null}, NULL, schema_of_variant(kinds[{name}])) AS {quote_name(kind(column.name))}")
+    return parsed.selectExpr(*PLACE, "_raw", f"{_first(faults)} AS _fault", f"try_element_at({extra}, 1) AS _fault_value", *cells)
 
 
 def with_image_cells(rows: DataFrame, contract: Contract) -> DataFrame:

@@ -92,7 +92,7 @@ def _checks(column: Column, kinds: dict[str, str], partitions: bool) -> list[Che
         if column.type != "string":
             again = ""
             if column.type in INTEGERS:
-                again = f" OR octet_length({text}) <> {_num_digits(value)}"
+                again = f" OR octet_length({text}) <> {num_digits(value)}"
             elif column.type == "date":
                 again = f" OR CAST({value} AS STRING) <> {text}"
             found.append(("type", f"{text} IS NOT NULL AND ({value} IS NULL{again})"))
@@ -114,7 +114,7 @@ def _checks(column: Column, kinds: dict[str, str], partitions: bool) -> list[Che
     return [Check(column.name, rule, condition, nothing if rule == "null" else shown) for rule, condition in found]
 
 
-def _num_digits(value: str) -> str:
+def num_digits(value: str) -> str:
     """The length of an integer's shortest text. A text that says the integer and is as short is that text."""
     digits = " ".join(f"WHEN {value} < 1{'0' * n} THEN {n}" for n in range(1, 5))
     negative = " ".join(f"WHEN {value} > -1{'0' * n} THEN {n + 1}" for n in range(1, 4))

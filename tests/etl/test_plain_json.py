@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
+
+import pytest
 
 from etl.parse import parse
 from etl.sources.read import FileGroup
-from etl.transforms.plain_json import PLAIN, with_plain_cells
+from etl.transforms.laid_json import find_layout
+from etl.transforms.plain_json import NOT_PLAIN
+from tests.etl.conftest import Trips
 
 ROW = {"day": '"2024-01-01"', "id": "1", "at": '"2024-01-01T08:00:00Z"', "fare": "10.5", "price": "1.25", "zone": '"north"',
        "paid": "true", "note": '"hello"'}  # fmt: skip
@@ -37,19 +42,49 @@ def made_lines(number: int) -> list[str]:
     return lines
 
 
+def judged(trips: Trips, lines: list[str], **how: Any) -> dict[int, tuple[Any, ...]]:
+    """Of each line the refusal, and a hash of what it says if there is none."""
+    texts = list(enumerate(lines))
+    rows = trips.spark.createDataFrame(texts, "_row long, _raw string").selectExpr("0L AS _file", "0L AS _block", "*")
+    columns = ["_row", "_refusal.column", "_refusal.rule", "if(_refusal IS NULL, _content_hash, NULL) AS _hash"]
+    found = parse(rows, FileGroup("json", "json", ()), trips.contract, **how).selectExpr(*columns).collect()
+    return {row["_row"]: tuple(row[1:]) for row in found}
+
+
 def test_a_plain_line_is_judged_as_the_parsers_judge_it(trips):
-    """A tab before a line, which is no part of it to JSON, leaves it to the parsers."""
     lines = [*LINES, *('{"fare": ' + value + "}" for value in VALUES), *('{"price":' + value + "}" for value in VALUES),
              *('{"id": 3, "note":' + value + "}" for value in VALUES), *('{"paid":' + v + ',"id":5}' for v in VALUES),
              *made_lines(1500)]  # fmt: skip
-    contract = trips.contract
-    judged, plain = [], 0
-    for before in ("", "\t"):
-        texts = [(number, before + line) for number, line in enumerate(lines)]
-        rows = trips.spark.createDataFrame(texts, "_row long, _raw string").selectExpr("0L AS _file", "0L AS _block", "*")
-        plain = max(plain, with_plain_cells(rows, contract).where(PLAIN).count())
-        columns = ["_refusal.column", "_refusal.rule", "if(_refusal IS NULL, _content_hash, NULL) AS _hash"]
-        found = parse(rows, FileGroup("json", "json", ()), contract).orderBy("_row").selectExpr(*columns).collect()
-        judged.append([tuple(row) for row in found])
-    assert 500 < plain < len(lines), "of both kinds there are many"
-    assert [(line, a, b) for line, a, b in zip(lines, *judged, strict=True) if a != b] == []
+    plain = {number: told for number, told in judged(trips, lines, quick=True).items() if told[1] != NOT_PLAIN}
+    parsed = judged(trips, lines)
+    assert 500 < len(plain) < len(lines), "of both kinds there are many"
+    assert [(lines[number], told, parsed[number]) for number, told in plain.items() if told != parsed[number]] == []
+
+
+def test_a_line_in_the_layout_of_others_is_judged_as_the_parsers_judge_it(trips):
+    chance = random.Random(5)
+    style = [f'"{name}": ' for name in ROW]
+    lines = []
+    for _ in range(1500):
+        values = list(ROW.values())
+        for _ in range(chance.randrange(3)):
+            values[chance.randrange(len(values))] = chance.choice(VALUES)
+        between = chance.choice([", ", ", ", ", ", ",", " , "])
+        lines.append("{" + between.join(map("".join, zip(style, values, strict=True))) + "}")
+    lines += [
+        line.replace("hello", text)
+        for line in lines[:3]
+        for text in ("a\tb", "a\\tb", "é\u0001", "漢字 🚲", "", "\x7f", '", "id": 1, "note": "')
+    ]
+    layout = find_layout((line.encode() for line in lines[:50]), trips.contract)
+    assert layout is not None
+    quick, whole = judged(trips, lines, quick=True, layout=layout), judged(trips, lines)
+    laid = {number: told for number, told in quick.items() if told[1] != NOT_PLAIN}
+    assert 300 < len(laid) < len(lines), "of both kinds there are many"
+    assert [(lines[number], told, whole[number]) for number, told in laid.items() if told != whole[number]] == []
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"{}", b"[]", b"7", b'{"id": 1, "id": 2}', b'{"other": 1}', b'{"id": "1"}', b'{"note": "a\\n"}',
+                                  b'{"note": null}', b'{"id": {"id": 1}}', b'{"note": 1}', b"\xff", b'{"id": 1 }}'])  # fmt: skip
+def test_what_is_no_flat_object_of_known_columns_has_no_layout(trips, line):
+    assert find_layout([line], trips.contract) is None

@@ -16,6 +16,8 @@ from pyspark.sql import functions as F
 
 from etl.session import session_settings
 from etl.sources.read import FileGroup, named_errors, number_files, position_of_blocks, read_rows
+from etl.transforms.avro import Known, with_avro_cells
+from etl.transforms.message import with_message_cells
 from etl.transforms.parsing import BLANK, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
 from etl.transforms.provenance import with_content_hash
 from etl.transforms.sql import literal, literals
@@ -104,17 +106,13 @@ def is_lost(error: BaseException) -> bool:
     return "CHECKPOINT_RDD_BLOCK_ID_NOT_FOUND" in str(error)
 
 
-def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0) -> DataFrame:
-    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others."""
+def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0, schemas: Known | None = None) -> DataFrame:
+    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others; ``schemas`` are Avro's."""
     try:
-        if group.form in ("csv", "cells"):
-            cells = with_csv_cells(rows, contract, group.header)
-        elif group.format == "parquet":
-            cells = with_parquet_cells(rows, contract, group.files[0].path)
-        elif group.format == "images":
-            cells = with_image_cells(rows, contract)
+        if group.is_topic and contract.message_columns:
+            cells = with_message_cells(_value_cells(rows, group, contract.of_message_values, schemas), contract)
         else:
-            cells = with_json_cells(rows, contract)
+            cells = _value_cells(rows, group, contract, schemas)
         probe = pattern_probe(contract)
         if probe and probe not in PROBED:
             rows.sparkSession.sql(probe).collect()
@@ -124,6 +122,18 @@ def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0
     except (AnalysisException, ParseException, PySparkException) as error:
         reason = str(error).split(" SQLSTATE")[0].splitlines()[0]
         raise contract.document.error((), f"Spark cannot carry out the contract of table '{contract.table}': {reason}") from None
+
+
+def _value_cells(rows: DataFrame, group: FileGroup, contract: Contract, schemas: Known | None) -> DataFrame:
+    if group.form in ("csv", "cells"):
+        return with_csv_cells(rows, contract, group.header)
+    if group.format == "parquet":
+        return with_parquet_cells(rows, contract, group.files[0].path)
+    if group.format == "images":
+        return with_image_cells(rows, contract)
+    if group.format == "avro":
+        return with_avro_cells(rows, contract, schemas or {})
+    return with_json_cells(rows, contract)
 
 
 def _blocks(tally: list[Row]) -> list[Row]:

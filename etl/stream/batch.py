@@ -19,6 +19,7 @@ from etl.reasons import named_counts
 from etl.session import session_settings
 from etl.sources.broker import Broker, Topic
 from etl.sources.read import named_errors
+from etl.sources.registry import WriterSchemas
 from etl.stream.messages import Messages, parsed_messages
 from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
@@ -59,6 +60,7 @@ class Stream:
     contract: Contract
     broker: Broker
     state: State
+    schemas: WriterSchemas | None = None
     result: StreamResult = field(default_factory=StreamResult)
     small_files: SmallFiles = field(init=False)
     #: Set by a batch that was refused beyond the contract's limit, once it is in.
@@ -72,12 +74,19 @@ class Stream:
         started = time.monotonic()
         for attempt in range(ATTEMPTS):
             try:
-                with session_settings(spark, SETTINGS), parsed_messages(messages, self.state.topic_id, self.contract) as batch:
-                    return self._take(spark, batch, number, started)
+                with session_settings(spark, SETTINGS):
+                    return self._parse_and_take(spark, messages, number, started)
             except PySparkException as error:
                 if not is_lost(error) or attempt == ATTEMPTS - 1:
                     raise
                 log.warning("an executor was lost with messages that it had parsed; reading them again")
+
+    def _parse_and_take(self, spark: SparkSession, messages: DataFrame, number: int, started: float) -> None:
+        with parsed_messages(messages, self.state.topic_id, self.contract, self.schemas) as batch:
+            if self.schemas is None or not (unknown := batch.unknown_schemas) or not self.schemas.learn(unknown):
+                return self._take(spark, batch, number, started)
+        with parsed_messages(messages, self.state.topic_id, self.contract, self.schemas) as batch:
+            return self._take(spark, batch, number, started)
 
     def _take(self, spark: SparkSession, batch: Messages, number: int, started: float) -> None:
         if not batch.offsets:

@@ -12,14 +12,16 @@ from pyspark.sql import functions as F
 
 from etl.parse import ParsedRows, Reasons, kept_rows, parse
 from etl.sources.read import FileGroup
+from etl.sources.registry import MAX_IDS, WriterSchemas
 from etl.transforms.lateness import LATENESS, TOPIC, with_time_limits
+from etl.transforms.message import MESSAGE_FILE
 from etl.transforms.parsing import BLANK
-from etl.transforms.sql import literal
+from etl.transforms.sql import literal, literals
 from schemas import Contract
 from schemas.expressions import quote_name
 
 #: How a message is taken apart; ``form`` is how its raw form is written.
-JSON = FileGroup("json", "json", ())
+JSON = FileGroup("json", "json", (), is_topic=True)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Messages:
     prefix: str
 
     @property
+    def unknown_schemas(self) -> list[int]:
+        """The ids of schemas for which messages are refused, no more than are asked for at once and one."""
+        if not self.parsed.reasons[None, "schema_id"]:
+            return []
+        rows = self.parsed.refused.where("_refusal.rule = 'schema_id'").selectExpr("CAST(_refusal.value AS BIGINT) AS id")
+        return [row["id"] for row in rows.distinct().limit(MAX_IDS + 1).collect()]
+
+    @property
     def within(self) -> str:
         """Which entries of a quarantine (alias ``old``) may be of these messages, by source and position."""
         places = [f"(old.source = {literal(f'{self.prefix}{partition}')} AND old.position BETWEEN {first} AND {end - 1})"
@@ -49,33 +59,41 @@ def source_prefix(topic_id: str) -> str:
     return f"{TOPIC}{topic_id}/"
 
 
-def judged_messages(messages: DataFrame, prefix: str, contract: Contract) -> DataFrame:
+def avro_group(topic: str) -> FileGroup:
+    """Messages in Avro: their rows keep the topic, since only its schemas tell what they say."""
+    return FileGroup("avro", "avro", (), header=(topic,), is_topic=True)
+
+
+def judged_messages(messages: DataFrame, prefix: str, contract: Contract, schemas: WriterSchemas | None = None) -> DataFrame:
     """The rows of messages as Spark's connector gives them (headers included), typed and judged, as yet unread: what
-    ``ParsedRows`` holds, and each row's bucket of lateness.
+    ``ParsedRows`` holds, and each row's bucket of lateness. With ``schemas`` they are Avro, else JSON.
 
     Raises SettingError for a contract that Spark cannot carry out."""
     # In the places of file, block and row the parsers hand on what a row keeps: where it came from, its record's time (ns),
     # its offset. A cast keeps the bytes, which are checked for UTF-8 when the text is parsed.
     rows = messages.selectExpr(
-        f"named_struct('source', concat({literal(prefix)}, partition), 'key', key, 'headers', headers, 'timestamp', timestamp) "
-        "AS _file", "unix_micros(timestamp) * 1000 AS _block", "offset AS _row", "CAST(value AS STRING) AS _raw")  # fmt: skip
-    judged = with_time_limits(parse(rows, JSON, contract), contract, "_block")
+        MESSAGE_FILE.format(source=f"concat({literal(prefix)}, partition)"), "unix_micros(timestamp) * 1000 AS _block",
+        "offset AS _row", "CAST(value AS STRING) AS _raw")  # fmt: skip
+    group, known = (JSON, None) if schemas is None else (avro_group(schemas.topic), schemas.known)
+    judged = with_time_limits(parse(rows, group, contract, schemas=known), contract, "_block")
     columns = [quote_name(column.name) for column in contract.columns]
     nothing = (f"CASE WHEN _raw IS NULL THEN {_of_no_column('tombstone')} "
                f"WHEN _refusal.rule = {literal(BLANK)} THEN {_of_no_column('empty')} ELSE _refusal END AS _refusal")  # fmt: skip
+    header = f"array({literals(group.header)})" if group.header else "CAST(NULL AS array<string>)"
     return judged.selectExpr(
-        *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified", "'json' AS _form",
-        "CAST(NULL AS array<string>) AS _header", "_raw", nothing, "_file.key AS _key", "_file.headers AS _headers",
-        "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
+        *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified",
+        f"{literal(group.form)} AS _form", f"{header} AS _header", "_raw", nothing, "_file.key AS _key",
+        "_file.headers AS _headers", "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
 
 
 @contextmanager
-def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract) -> Iterator[Messages]:
+def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract,
+                    schemas: WriterSchemas | None = None) -> Iterator[Messages]:  # fmt: skip
     """The rows of a micro-batch, kept while the block lasts. Each message is read and parsed once.
 
     Raises SettingError for a contract that Spark cannot carry out."""
     prefix = source_prefix(topic_id)
-    with kept_rows(judged_messages(messages, prefix, contract)) as kept:
+    with kept_rows(judged_messages(messages, prefix, contract, schemas)) as kept:
         event = "NULL"
         if contract.event_time:
             moment = f"unix_micros(CAST({quote_name(contract.event_time)} AS TIMESTAMP))"

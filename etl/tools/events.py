@@ -37,9 +37,8 @@ def events_of(parsed: ParsedRows, contract: Contract) -> DataFrame:
             name, text = literal(place.removeprefix(HEADER)), _text(column, contract)
             headers.append(f"named_struct('key', {name}, 'value', CAST({text} AS BINARY))")
         else:
-            raise SettingError(
-                f"column '{column.name}' of table '{contract.table}' is the {place} of a message, which cannot be sent as files have it",
-                next_step=f"take fromMessage out of {contract.document.path}, or fill the topic otherwise")  # fmt: skip
+            text = f"column '{column.name}' of table '{contract.table}' is the {place} of a message; the broker sets it"
+            raise SettingError(text, next_step=f"take fromMessage out of {contract.document.path}, or fill the topic otherwise")
     sent = f"filter(array({', '.join(headers)}), h -> h.value IS NOT NULL)" if headers else NO_HEADERS
     time = f"CAST({quote_name(contract.event_time)} AS TIMESTAMP)" if contract.event_time else "CAST(NULL AS TIMESTAMP)"
     rows = parsed.valid.selectExpr(

@@ -7,9 +7,9 @@ from schemas.contract import Contract
 
 At = tuple[str | int, ...]
 HEADER = "header:"
+WHOLE = ("bigint", "int", "smallint", "tinyint")
 #: What a place holds, as types of columns; None for texts and bytes, which may say a value of any type.
-PLACES: dict[str, tuple[str, ...] | None] = {
-    "key": None, "timestamp": ("timestamp",), "partition": ("int", "bigint"), "offset": ("bigint",)}  # fmt: skip
+PLACES = {"key": None, "timestamp": ("timestamp",), "partition": WHOLE, "offset": WHOLE}
 
 
 def validate_message_columns(contract: Contract, at: At) -> None:

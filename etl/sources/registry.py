@@ -25,6 +25,8 @@ TIMEOUT_S, PATIENCE_S, PAUSE_S = 5.0, 10.0, 0.25
 MAX_BYTES = 4 << 20
 #: So many ids are asked for at once; a producer of garbage names others without end.
 MAX_IDS = 100
+#: Registries count in 32 bits with a sign, and take a greater number for a mistake of ours.
+MAX_ID = 2**31 - 1
 ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
 #: Whoever answers so does not do so for long.
 BUSY = (429, 500, 502, 503, 504)
@@ -51,7 +53,7 @@ class WriterSchemas:
         Raises LakeringError when the registry cannot tell whether it has them."""
         if self._registry is None:
             return False
-        asked = [id for id in dict.fromkeys(ids) if id not in self.known]
+        asked = [id for id in dict.fromkeys(ids) if id not in self.known and id <= MAX_ID]
         if len(asked) > MAX_IDS:
             log.warning(
                 "topic '%s' names more than %d unknown schemas at once; the others are not asked for", self.topic, MAX_IDS

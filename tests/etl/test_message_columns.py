@@ -91,7 +91,7 @@ def test_what_the_broker_sets_is_not_sent(make_trips, broker, request):
         ("{name: a, logicalType: string, customProperties: [{property: fromMessage, value: keys}]}", "did you mean 'key'"),
         ("{name: a, logicalType: string, customProperties: [{property: fromMessage, value: 'header:'}]}", "no place in a message"),
         ("{name: a, logicalType: string, customProperties: [{property: fromMessage, value: timestamp}]}", "needs a column of type timestamp"),
-        ("{name: a, logicalType: integer, physicalType: int, customProperties: [{property: fromMessage, value: offset}]}", "type bigint"),
+        ("{name: a, logicalType: string, customProperties: [{property: fromMessage, value: offset}]}", "of type bigint or int or smallint"),
         ("{name: a, logicalType: string, customProperties: [{property: fromMessage, value: key}, {property: derived, value: note}]}",
          "derived or fromMessage, not both"),
         ("{name: a, logicalType: string, customProperties: [{property: frommessage, value: key}]}", "did you mean 'fromMessage'"),

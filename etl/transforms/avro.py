@@ -7,7 +7,7 @@ ended where the message does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from py4j.protocol import Py4JJavaError
@@ -53,31 +53,21 @@ def with_avro_cells(rows: DataFrame, contract: Contract, schemas: Known) -> Data
     body, id_ = ("_bytes", "CAST(NULL AS BIGINT)") if is_bare else (f"substring(_bytes, {HEADER_BYTES + 1})", wire_id("_bytes"))
     rows = rows.selectExpr("*", f"{body} AS _body", f"{id_} AS _id")
     rows = rows.selectExpr("*", "unhex(md5(_body)) AS _mark")
-    faults, shown = _faults_of_header(is_bare), {}
     readings, unusable = _readings(rows, contract, schemas)
-    refuse = contract.dialect.extra_columns == "refuse"
-    for id, reason in unusable.items():
-        faults.append(("schema", f"_id <=> {literal(id)}"))
-        shown[id] = reason
-    known = [id for reading in readings for id in reading.ids]
+    rows = rows.selectExpr("*", *(f"if({_is_of(reading.ids)}, {_from_avro('concat(_body, _mark)', reading.frame)}, NULL) AS "
+                                  f"{reading.decoded}" for reading in readings))  # fmt: skip
+    refused = {id: ("schema", reason) for id, reason in unusable.items()} | _with_extra_fields(contract, schemas, unusable)
+    faults = [(BLANK, "octet_length(_bytes) = 0")]
     if not is_bare:
-        of_known = f"coalesce(_id IN ({literals([*known, *unusable])}), false)" if known or unusable else "false"
-        faults.append(("schema_id", f"NOT {of_known}"))
-    columns = {column.name for column in contract.source_columns}
-    for id in known:
-        schema = schemas[id]
-        extra = [name for name in schema.fields if name not in columns] if isinstance(schema, WriterSchema) else []
-        if extra and refuse:
-            faults.append(("extra_column", f"_id <=> {literal(id)}"))
-            shown[id] = extra[0]
-    decoded = rows.selectExpr("*", *(f"if({_is_of(reading.ids)}, {_from_avro('concat(_body, _mark)', reading.frame)}, NULL) AS "
-                                     f"{reading.decoded}" for reading in readings))  # fmt: skip
+        known = f"coalesce(_id IN ({literals(schemas)}), false)" if schemas else "false"
+        faults += [("avro_header", "_id IS NULL"), ("schema_id", f"NOT {known}")]
+    faults += [(rule, f"_id <=> {literal(id)}") for id, (rule, _) in refused.items()]
     whole = " ".join(f"WHEN {_is_of(reading.ids)} THEN {reading.decoded}.end = _mark" for reading in readings)
     faults.append(("avro", f"NOT coalesce(CASE {whole} END, false)" if whole else "true"))
-    value = " ".join(f"WHEN _id <=> {literal(id)} THEN {literal(text)}" for id, text in shown.items())
-    value = f"CASE {value} ELSE CAST(_id AS STRING) END" if value else "CAST(_id AS STRING)"
+    shown = " ".join(f"WHEN _id <=> {literal(id)} THEN {literal(value)}" for id, (_, value) in refused.items())
+    value = f"CASE {shown} ELSE CAST(_id AS STRING) END" if shown else "CAST(_id AS STRING)"
     cells = [sql for column in contract.source_columns for sql in _cells(column, readings, contract)]
-    return decoded.selectExpr(*PLACE, "_raw", f"{first_fault(faults)} AS _fault", f"{value} AS _fault_value", *cells)
+    return rows.selectExpr(*PLACE, "_raw", f"{first_fault(faults)} AS _fault", f"{value} AS _fault_value", *cells)
 
 
 def misfits(rows: DataFrame, contract: Contract, schema: WriterSchema) -> list[str]:
@@ -97,9 +87,14 @@ def misfits(rows: DataFrame, contract: Contract, schema: WriterSchema) -> list[s
     return found
 
 
-def _faults_of_header(is_bare: bool) -> list[tuple[str, str]]:
-    empty = [(BLANK, "octet_length(_bytes) = 0")]
-    return empty if is_bare else [*empty, ("avro_header", "_id IS NULL")]
+def _with_extra_fields(contract: Contract, schemas: Known, unusable: Collection[int | None]) -> dict[int | None, tuple[str, str]]:
+    """Of schemas with a field that the contract lacks and does not ignore: the rule, and the field."""
+    columns, found = {column.name for column in contract.source_columns}, {}
+    for id, schema in schemas.items():
+        extra = [name for name in schema.fields if name not in columns] if isinstance(schema, WriterSchema) else []
+        if extra and id not in unusable and contract.dialect.extra_columns == "refuse":
+            found[id] = ("extra_column", extra[0])
+    return found
 
 
 def _readings(rows: DataFrame, contract: Contract, schemas: Known) -> tuple[list[_Reading], dict[int | None, str]]:

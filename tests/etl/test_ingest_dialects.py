@@ -247,7 +247,7 @@ def test_a_decimal_of_many_digits_is_not_rounded(files):
                     "q": pa.array([Decimal("100"), None, None, Decimal("0.5")], pa.decimal128(38, 1))})  # fmt: skip
     files.ingest("a.parquet", "parquet")
     assert files.stored("p", "q") == [(Decimal("1.25"), Decimal("100")), (Decimal("-0.10"), None)]
-    assert [(position, column, rule) for position, column, rule, _ in files.refused()] == [(1, "p", "type"), (3, "q", "type")]
+    assert [(position, column, rule) for position, column, rule, _ in files.refused()] == [(2, "p", "type"), (4, "q", "type")]
 
 
 def test_parquet_timestamps_of_every_unit_are_instants(files):

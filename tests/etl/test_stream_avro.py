@@ -95,17 +95,25 @@ def test_a_message_is_what_its_bytes_say_or_is_refused(bare):
     assert "\\xff" in shown["raw"]
 
 
-def judged(trips: Trips, schema: object, *values: bytes) -> DataFrame:
-    """Messages of a schema, without a broker."""
+def judged(trips: Trips, schema: object, *values: bytes, others: tuple[object, ...] = ()) -> DataFrame:
+    """Messages of a schema, without a broker; with ``others`` they name it, as schema 0."""
     rows: list[tuple[object, ...]] = [(None, bytearray(value), 0, number, NOW, []) for number, value in enumerate(values)]
     frame = trips.spark.createDataFrame(
         rows, "key binary, value binary, partition int, offset long, timestamp timestamp, headers array<struct<key:string,value:binary>>")  # fmt: skip
-    return judged_messages(frame, "kafka:x/", trips.contract, WriterSchemas("x", bare=parse_writer_schema(json.dumps(schema))))
+    parsed = [parse_writer_schema(json.dumps(one)) for one in (schema, *others)]
+    schemas = WriterSchemas("x", bare=None if others else parsed[0])
+    schemas.known.update(enumerate(parsed) if others else ())
+    return judged_messages(frame, "kafka:x/", trips.contract, schemas)
+
+
+def num_decodings(rows: DataFrame) -> int:
+    return rows._jdf.queryExecution().executedPlan().toString().count("from_avro(")
 
 
 def test_a_message_is_decoded_once(trips):
-    plan = judged(trips, TRIP, avro_trip()).drop("_raw")._jdf.queryExecution().executedPlan().toString()
-    assert plan.count("from_avro(") == 1
+    assert num_decodings(judged(trips, TRIP, avro_trip())) == 1
+    documented = {**TRIP, "doc": "says nothing of the bytes"}
+    assert num_decodings(judged(trips, TRIP, framed(0, avro_trip()), others=(SHORT, documented))) == 2, "by each that differs"
 
 
 def test_arrays_are_read_and_a_length_that_is_claimed_makes_no_room(make_trips):

@@ -85,6 +85,7 @@ class Stream:
         with parsed_messages(messages, self.state.topic_id, self.contract, self.schemas) as batch:
             if self.schemas is None or not (unknown := batch.unknown_schemas) or not self.schemas.learn(unknown):
                 return self._take(spark, batch, number, started)
+        # With the schemas that were learnt just now. What is unknown still is asked for by the next batch that names it.
         with parsed_messages(messages, self.state.topic_id, self.contract, self.schemas) as batch:
             return self._take(spark, batch, number, started)
 

@@ -109,7 +109,7 @@ class Contestants:
 
         def parse(messages: DataFrame, number: int) -> None:
             habits.look(messages, self._contract)
-            judged = judged_messages(messages, "kafka:x/", self._contract, habits.layout)
+            judged = judged_messages(messages, "kafka:x/", self._contract, habits)
             judged.write.format("noop").mode("overwrite").save()
 
         seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse))

@@ -16,7 +16,9 @@ from pyspark.sql import functions as F
 
 from etl.session import session_settings
 from etl.sources.read import FileGroup, named_errors, number_files, position_of_blocks, read_rows
+from etl.transforms.avro import Known, with_avro_cells
 from etl.transforms.laid_json import Layout, with_laid_cells
+from etl.transforms.message import with_message_cells
 from etl.transforms.parsing import BLANK, PLACE, with_csv_cells, with_image_cells, with_json_cells, with_parquet_cells
 from etl.transforms.plain_json import NOT_PLAIN, with_plain_cells
 from etl.transforms.provenance import with_content_hash
@@ -131,21 +133,20 @@ def is_lost(error: BaseException) -> bool:
     return "CHECKPOINT_RDD_BLOCK_ID_NOT_FOUND" in str(error)
 
 
-def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0, *, quick: bool = False,
-          layout: Layout | None = None) -> DataFrame:  # fmt: skip
-    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others. If it is to be ``quick``, lines
-    of JSON that are not plain, or not laid out so, are refused as ``NOT_PLAIN``, and have to be parsed again."""
+def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0, *, schemas: Known | None = None,
+          quick: bool = False, layout: Layout | None = None) -> DataFrame:  # fmt: skip
+    """What ``read_rows`` gives, typed and judged. ``number`` tells the group's rows from others; ``schemas`` are Avro's. If it is
+    to be ``quick``, lines of JSON that are not plain, or not in the layout, are refused as ``NOT_PLAIN``, to be parsed again."""
     try:
-        if group.form in ("csv", "cells"):
-            cells = with_csv_cells(rows, contract, group.header)
-        elif group.format == "parquet":
-            cells = with_parquet_cells(rows, contract, group.files[0].path)
-        elif group.format == "images":
-            cells = with_image_cells(rows, contract)
+        values = contract.of_message_values if group.is_topic else contract
+        if group.form != "json" or group.format == "parquet":
+            cells = _value_cells(rows, group, values, schemas)
         elif layout is not None:
-            cells = with_laid_cells(rows, contract, layout)
+            cells = with_laid_cells(rows, values, layout)
         else:
-            cells = (with_plain_cells if quick else with_json_cells)(rows, contract)
+            cells = (with_plain_cells if quick else with_json_cells)(rows, values)
+        if group.is_topic and contract.message_columns:
+            cells = with_message_cells(cells, contract)
         probe = pattern_probe(contract)
         if probe and probe not in PROBED:
             rows.sparkSession.sql(probe).collect()
@@ -155,6 +156,16 @@ def parse(rows: DataFrame, group: FileGroup, contract: Contract, number: int = 0
     except (AnalysisException, ParseException, PySparkException) as error:
         reason = str(error).split(" SQLSTATE")[0].splitlines()[0]
         raise contract.document.error((), f"Spark cannot carry out the contract of table '{contract.table}': {reason}") from None
+
+
+def _value_cells(rows: DataFrame, group: FileGroup, contract: Contract, schemas: Known | None) -> DataFrame:
+    if group.form in ("csv", "cells"):
+        return with_csv_cells(rows, contract, group.header)
+    if group.format == "parquet":
+        return with_parquet_cells(rows, contract, group.files[0].path)
+    if group.format == "images":
+        return with_image_cells(rows, contract)
+    return with_avro_cells(rows, contract, schemas or {})
 
 
 def _blocks(tally: list[Row]) -> list[Row]:

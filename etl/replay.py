@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 from etl.parse import ParsedRows, parse
 from etl.reasons import Selection, name_reason
 from etl.sources.read import FileGroup, named_errors
+from etl.sources.registry import MAX_IDS, WriterSchemas
 from etl.tables import (
     Batch,
     Counts,
@@ -30,7 +31,9 @@ from etl.tables import (
     table_lock,
     write_rows,
 )
+from etl.transforms.avro import wire_id
 from etl.transforms.lateness import TOPIC, with_time_limits
+from etl.transforms.message import MESSAGE_FILE
 from etl.transforms.parsing import compare_header
 from etl.transforms.sql import literal, literals
 from lakering.lake import Lake
@@ -43,6 +46,7 @@ OBSTACLE = """CASE WHEN raw_is_cut THEN 'cut: read the file again with --reread'
                    WHEN form = 'image' THEN 'image: read the file again with --reread'
                    WHEN form = 'cells' AND rule = 'utf8' THEN 'utf8'
                    WHEN rule IN ('tombstone', 'empty') THEN rule END"""
+IS_MESSAGE = f"startswith(source, '{TOPIC}')"
 
 
 @dataclass
@@ -71,19 +75,23 @@ def replay_table(
     *,
     now: datetime.datetime,
     dry_run: bool = False,
+    schemas: Iterable[WriterSchemas] = (),
 ) -> ReplayResult:
     """Puts those of the selected rows that were not replayed yet, and pass the contract as it is now, into its table. With
-    ``dry_run`` all is counted and nothing written.
+    ``dry_run`` all is counted and nothing written. ``schemas`` are those of the table's Avro topics.
 
-    Raises SettingError when the contract and its table differ, or Spark cannot carry it out."""
+    Raises SettingError when the contract and its table differ, or Spark cannot carry it out; LakeringError when a schema
+    registry does not answer."""
     result = ReplayResult()
     with nullcontext() if dry_run else table_lock(lake, contract.table):
         if has_quarantine(spark, lake, contract.table):
             rows = _open_rows(read_quarantine(spark, lake, contract.table), contract, selection)
-            groups, num_bytes = _readable_groups(rows, contract, result)
+            by_topic = {known.topic: known for known in schemas}
+            groups, num_bytes = _readable_groups(rows, contract, by_topic, result)
             if groups:
                 run = fingerprint([now.isoformat(), "replay", contract.table])
-                with _parsed(rows, groups, contract) as parsed, named_errors([]):
+                _learn_schemas(rows, by_topic)
+                with _parsed(rows, groups, contract, by_topic) as parsed, named_errors([]):
                     _replay(spark, lake, contract, parsed, Batch(parsed.valid, parsed.num_valid, num_bytes, run), now, dry_run,
                             result)  # fmt: skip
     result.still_refused = dict(sorted(result.still_refused.items(), key=lambda item: (-item[1], item[0])))
@@ -123,24 +131,37 @@ def _open_rows(quarantine: DataFrame, contract: Contract, selection: Selection) 
     return entries.selectExpr("*", ranked).where("_rank = 1").selectExpr("*", f"{OBSTACLE} AS _obstacle")
 
 
-def _readable_groups(rows: DataFrame, contract: Contract, result: ReplayResult) -> tuple[list[FileGroup], int]:
+def _readable_groups(rows: DataFrame, contract: Contract, schemas: Mapping[str, WriterSchemas],
+                     result: ReplayResult) -> tuple[list[FileGroup], int]:  # fmt: skip
     """Rows by what must be alike for them to be parsed together, and their bytes; the others are counted as still refused."""
-    tally = rows.groupBy("form", "header", "_obstacle").agg(
+    tally = rows.groupBy("form", "header", "_obstacle", F.expr(IS_MESSAGE).alias("is_topic")).agg(
         F.count("*").alias("rows"), F.sum(F.octet_length("raw")).alias("bytes")).collect()  # fmt: skip
     groups, num_bytes = [], 0
     for row in tally:
         result.rows_read += row["rows"]
-        obstacle = row["_obstacle"] or _fault_of_header(row["header"], contract)
+        obstacle = row["_obstacle"] or _fault_of_header(row["form"], row["header"], contract, schemas)
         if obstacle:
             result.refuse(obstacle, row["rows"])
         else:
-            format = "json" if row["form"] == "json" else "csv"
-            groups.append(FileGroup(format, row["form"], (), header=tuple(row["header"] or ())))
+            format = row["form"] if row["form"] in ("json", "avro") else "csv"
+            groups.append(FileGroup(format, row["form"], (), header=tuple(row["header"] or ()), is_topic=row["is_topic"]))
             num_bytes += row["bytes"]
     return groups, num_bytes
 
 
-def _fault_of_header(header: list[str] | None, contract: Contract) -> str | None:
+def _learn_schemas(rows: DataFrame, schemas: Mapping[str, WriterSchemas]) -> None:
+    """Asks the registry for schemas that it may have by now."""
+    for topic, known in schemas.items():
+        if known.has_ids:
+            named = rows.where(f"form = 'avro' AND get(header, 0) = {literal(topic)} AND _obstacle IS NULL")
+            ids = named.selectExpr(f"{wire_id('raw')} AS id").where("id IS NOT NULL").distinct().limit(MAX_IDS + 1).collect()
+            known.learn(row["id"] for row in ids)
+
+
+def _fault_of_header(form: str, header: list[str] | None, contract: Contract, schemas: Mapping[str, WriterSchemas]) -> str | None:
+    if form == "avro":
+        (topic,) = header or [""]
+        return None if topic in schemas else f"the recipe has no topic '{topic}' of format avro for this table"
     missing, extra = compare_header(header, contract) if header else ([], [])
     if missing:
         return f"the header lacks {', '.join(missing)}"
@@ -149,8 +170,9 @@ def _fault_of_header(header: list[str] | None, contract: Contract) -> str | None
 
 
 @contextmanager
-def _parsed(rows: DataFrame, groups: list[FileGroup], contract: Contract) -> Iterator[ParsedRows]:
-    parts = [_parse_group(rows, group, contract) for group in groups]
+def _parsed(rows: DataFrame, groups: list[FileGroup], contract: Contract,
+            schemas: Mapping[str, WriterSchemas]) -> Iterator[ParsedRows]:  # fmt: skip
+    parts = [_parse_group(rows, group, contract, schemas) for group in groups]
     cached = reduce(DataFrame.unionByName, parts).persist(StorageLevel.MEMORY_AND_DISK)
     try:
         tally = cached.groupBy("_refusal.column", "_refusal.rule").count().collect()
@@ -159,16 +181,20 @@ def _parsed(rows: DataFrame, groups: list[FileGroup], contract: Contract) -> Ite
         cached.unpersist()
 
 
-def _parse_group(rows: DataFrame, group: FileGroup, contract: Contract) -> DataFrame:
+def _parse_group(rows: DataFrame, group: FileGroup, contract: Contract, schemas: Mapping[str, WriterSchemas]) -> DataFrame:
     header = f"array({literals(group.header)})" if group.header else "CAST(NULL AS array<string>)"
     text = "from_json(CAST(raw AS STRING), 'array<string>') AS _cells" if group.form == "cells" else "CAST(raw AS STRING) AS _raw"
-    # In the places of file, block and row the parsers hand on what the row keeps: its source, its file's time, its position.
-    asked = rows.where(f"_obstacle IS NULL AND form = {literal(group.form)} AND header <=> {header}")
-    parsed = parse(asked.selectExpr("source AS _file", "modified AS _block", "position AS _row", text), group,
-                   _as_written(contract, group))  # fmt: skip
-    parsed = with_time_limits(parsed, contract, f"if(startswith(_file, '{TOPIC}'), _block, NULL)")
+    # In the places of file, block and row the parsers hand on what the row keeps: its source, its file's time, its position;
+    # of a message what it held beside its value, too.
+    asked = rows.where(f"_obstacle IS NULL AND form = {literal(group.form)} AND header <=> {header} "
+                       f"AND {IS_MESSAGE} = {literal(group.is_topic)}")  # fmt: skip
+    file, source = (MESSAGE_FILE.format(source="source"), "_file.source") if group.is_topic else ("source AS _file", "_file")
+    known = schemas[group.header[0]].known if group.form == "avro" else None
+    parsed = parse(asked.selectExpr(file, "modified AS _block", "position AS _row", text), group, _as_written(contract, group),
+                   schemas=known)  # fmt: skip
+    parsed = with_time_limits(parsed, contract, "_block" if group.is_topic else "CAST(NULL AS BIGINT)")
     columns = [quote_name(column.name) for column in contract.columns]
-    places = ("_file AS _source", "_row AS _position", "_block AS _modified", f"{literal(group.form)} AS _form")
+    places = (f"{source} AS _source", "_row AS _position", "_block AS _modified", f"{literal(group.form)} AS _form")
     return parsed.selectExpr(*columns, *places, "_content_hash", "_refusal")
 
 

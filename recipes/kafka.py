@@ -5,21 +5,18 @@ Neither ever falls back to another protocol than ``security`` names.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from lakering.documents import Settings
-from lakering.errors import InputError, SettingError
+from recipes.registry import Registry
+from recipes.secrets import Variable, read_password, read_text, validate_no_password, where_passwords_are
 
 SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-MAX_BYTES = 1 << 20
-WHERE = "name the environment variable that holds it (password_variable: KAFKA_PASSWORD) or its file (password_file)"
+EXAMPLE = "KAFKA_PASSWORD"
 LOGIN_MODULES = {"PLAIN": "plain.PlainLoginModule", "SCRAM-SHA-256": "scram.ScramLoginModule",
                  "SCRAM-SHA-512": "scram.ScramLoginModule"}  # fmt: skip
 
@@ -29,23 +26,24 @@ class Kafka(Settings):
 
     With SASL a ``mechanism``, a ``user``, and where the password is: in the environment or in a file, never here. With SSL
     ``ca`` is the PEM file of the authorities that are trusted (by default the machine's), ``certificate`` and ``key`` (not
-    encrypted, PKCS 8) are PEM files that this side shows. Relative paths are relative to the recipe."""
+    encrypted, PKCS 8) are PEM files that this side shows. ``registry`` is where the schemas of Avro messages are. Relative paths
+    are relative to the recipe."""
 
     servers: str
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     user: str | None = None
-    password_variable: str | None = None
+    password_variable: Variable | None = None
     password_file: str | None = None
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
+    registry: Registry | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _no_password(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "password" in value:
-            raise ValueError(f"a password does not stand in a recipe or a flag; {WHERE}")
+        validate_no_password(value, EXAMPLE)
         if isinstance(value, dict) and "@" in str(value.get("servers")):  # here, where the error does not show the value
             raise ValueError("servers hold a user or a password; write host:port")
         return value
@@ -60,13 +58,6 @@ class Kafka(Settings):
                 raise ValueError(f"{server!r} is not host:port, such as localhost:9092")
         return ",".join(servers)
 
-    @field_validator("password_variable")
-    @classmethod
-    def _variable(cls, name: str | None) -> str | None:
-        if name is not None and not VARIABLE.fullmatch(name):
-            raise ValueError("not a variable's name, which is letters, digits and underscores")
-        return name
-
     @model_validator(mode="after")
     def _fitting(self) -> Kafka:
         secrets = [name for name in (self.password_variable, self.password_file) if name is not None]
@@ -74,7 +65,9 @@ class Kafka(Settings):
                    "password_file": self.password_file}  # fmt: skip
         of_ssl = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
         if self.has_sasl and (self.mechanism is None or not self.user or len(secrets) != 1):
-            raise ValueError(f"security: {self.security} needs a mechanism, a user and one password; {WHERE}")
+            raise ValueError(
+                f"security: {self.security} needs a mechanism, a user and one password; {where_passwords_are(EXAMPLE)}"
+            )
         unused = [] if self.has_sasl else [name for name, value in of_sasl.items() if value is not None]
         unused += [] if self.has_ssl else [name for name, value in of_ssl.items() if value is not None]
         if unused:
@@ -95,21 +88,13 @@ class Kafka(Settings):
     def resolved(self, resolve: Callable[[str], str]) -> Kafka:
         """The same with every path as ``resolve`` makes it."""
         paths = {name: getattr(self, name) for name in ("password_file", "ca", "certificate", "key")}
-        return self.model_copy(update={name: resolve(path) for name, path in paths.items() if path is not None})
+        update: dict[str, Any] = {name: resolve(path) for name, path in paths.items() if path is not None}
+        update["registry"] = self.registry and self.registry.resolved(resolve)
+        return self.model_copy(update=update)
 
     def password(self) -> str:
         """The password; a file's last line end is no part of it. Raises SettingError or InputError when it is not there."""
-        if self.password_file is not None:
-            text = _read(self.password_file, "kafka.password_file").removesuffix("\n").removesuffix("\r")
-            place = f"kafka.password_file {self.password_file}"
-        else:
-            place = f"the environment variable {self.password_variable}"
-            text = os.environ.get(self.password_variable or "", "")
-        if not text:
-            raise SettingError(f"there is no password in {place}", next_step=f"put that of Kafka's user {self.user!r} there")
-        if not text.isprintable():
-            raise SettingError(f"{place} holds signs that no password has, such as a line end")
-        return text
+        return read_password("kafka", self.password_variable, self.password_file, f"Kafka's user {self.user!r}")
 
     def for_client(self) -> dict[str, str]:
         """The settings as confluent-kafka (librdkafka) takes them. They hold the password: log them nowhere."""
@@ -118,7 +103,7 @@ class Kafka(Settings):
             options |= {"sasl.mechanism": str(self.mechanism), "sasl.username": str(self.user), "sasl.password": self.password()}
         for name, path in (("ca", self.ca), ("certificate", self.certificate), ("key", self.key)):
             if path is not None:
-                _read(path, f"kafka.{name}")  # librdkafka's own error does not tell which
+                read_text(path, f"kafka.{name}")  # librdkafka's own error does not tell which
                 options[f"ssl.{name}.location"] = path
         return options
 
@@ -133,28 +118,14 @@ class Kafka(Settings):
             login = f"{module} required username={_quoted(str(self.user))} password={_quoted(self.password())};"
             options |= {"kafka.sasl.mechanism": str(self.mechanism), "kafka.sasl.jaas.config": login}
         if self.ca is not None:
-            options |= {"kafka.ssl.truststore.type": "PEM", "kafka.ssl.truststore.certificates": _read(self.ca, "kafka.ca")}
+            options |= {"kafka.ssl.truststore.type": "PEM", "kafka.ssl.truststore.certificates": read_text(self.ca, "kafka.ca")}
         if self.certificate is not None and self.key is not None:
             options |= {"kafka.ssl.keystore.type": "PEM",
-                        "kafka.ssl.keystore.certificate.chain": _read(self.certificate, "kafka.certificate"),
-                        "kafka.ssl.keystore.key": _read(self.key, "kafka.key")}  # fmt: skip
+                        "kafka.ssl.keystore.certificate.chain": read_text(self.certificate, "kafka.certificate"),
+                        "kafka.ssl.keystore.key": read_text(self.key, "kafka.key")}  # fmt: skip
         return options
 
 
 def _quoted(text: str) -> str:
     """A text as a JAAS line has it."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _read(path: str, what: str) -> str:
-    """A small text file. Raises InputError, which tells nothing of what it holds."""
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise InputError(f"{what} {path} has more than {MAX_BYTES:,} bytes")
-        return content.decode()
-    except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{what} {path} is not a text") from None

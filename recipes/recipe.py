@@ -14,7 +14,7 @@ from lakering.documents import Document, Settings, read_document, with_overrides
 from lakering.lake import Lake
 from lakering.storage import Storage, StorageSettings
 from recipes.kafka import Kafka
-from recipes.settings import Examples, Name, TableSettings
+from recipes.settings import Examples, Name, TableSettings, TopicSource
 from recipes.settings import Storage as StorageSection
 from recipes.training import Evaluation, FeedSettings, ModelSettings, Training
 from schemas import Contract, read_contract
@@ -96,4 +96,16 @@ def read_recipe(path: str | os.PathLike[str], *, overrides: Iterable[str] = (), 
 
     Raises InputError when the file is missing, SettingError when it is wrong."""
     document = with_overrides(read_document(path, variables=os.environ.get), overrides)
-    return Recipe(document, document.validate(RecipeSettings), lake)
+    settings = document.validate(RecipeSettings)
+    _validate_registry(document, settings)
+    return Recipe(document, settings, lake)
+
+
+def _validate_registry(document: Document, settings: RecipeSettings) -> None:
+    if settings.kafka is not None and settings.kafka.registry is not None:
+        return
+    for table, source_settings in settings.tables.items():
+        for index, source in enumerate(source_settings.sources):
+            if isinstance(source, TopicSource) and source.format == "avro" and source.schema_file is None:
+                text = "format: avro needs the writer's schema: set schema_file, or kafka.registry where messages name theirs"
+                raise document.error(("tables", table, "sources", index), text)

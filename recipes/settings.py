@@ -58,12 +58,22 @@ def _topic_name(text: str) -> str:
 class TopicSource(Settings):
     """Where rows come from: the messages of a Kafka topic, of which a micro-batch takes so many at most, or so many bytes of
     them: since Spark's connector knows no limit by bytes, it is told as a number of messages of the size that the newest of
-    the topic have when the stream starts."""
+    the topic have when the stream starts.
+
+    Of ``avro`` each message is bare, written with the schema in ``schema_file``; without one it names its schema by a number,
+    which ``kafka.registry`` knows. Relative paths are relative to the recipe."""
 
     topic: Annotated[str, AfterValidator(_topic_name)]
-    format: Literal["json"]
+    format: Literal["json", "avro"]
+    schema_file: str | None = None
     max_offsets_per_trigger: Int = Field(1_000_000, ge=1)
     max_bytes_per_trigger: Int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _schema_of_avro(self) -> TopicSource:
+        if self.schema_file is not None and self.format != "avro":
+            raise ValueError(f"schema_file is of format: avro; the format is {self.format}")
+        return self
 
 
 def _source_kind(value: Any) -> str | None:

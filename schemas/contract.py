@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lakering.documents import Document, read_document
@@ -32,7 +32,10 @@ class Column:
     """``type`` is Spark's: string, int, bigint, smallint, tinyint, double, float, decimal(p,s), boolean, date, timestamp,
     binary, array<float>, array<double>, array<int>, array<bigint>.
 
-    An array has a ``shape``: it holds the product of its lengths of elements, row by row, none of them null."""
+    An array has a ``shape``: it holds the product of its lengths of elements, row by row, none of them null.
+
+    ``from_message`` says where a topic's message has the value, if not in its own value: key, timestamp, partition, offset or
+    header:NAME."""
 
     name: str
     type: str
@@ -42,6 +45,8 @@ class Column:
     known_at: str | None = None
     derived: Expression | None = None
     shape: tuple[int, ...] | None = None
+    #: Not shown, so that a contract without any has the fingerprint that it always had.
+    from_message: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,17 @@ class Contract:
         return tuple(column for column in self.columns if column.derived is None)
 
     @property
+    def message_columns(self) -> tuple[Column, ...]:
+        """The columns that a topic's messages hold beside their value."""
+        return tuple(column for column in self.columns if column.from_message is not None)
+
+    @property
+    def of_message_values(self) -> Contract:
+        """What of the contract is about the values of a topic's messages."""
+        columns = tuple(column for column in self.columns if column.from_message is None)
+        return self if len(columns) == len(self.columns) else replace(self, columns=columns)
+
+    @property
     def derived_columns(self) -> tuple[Column, ...]:
         """The derived columns, each after the ones that it reads."""
         known = {column.name for column in self.source_columns}
@@ -102,9 +118,11 @@ class Contract:
     @property
     def fingerprint(self) -> str:
         """Names everything in the contract that decides what a row becomes."""
+        places = {column.name: column.from_message for column in self.message_columns}
         return fingerprint([self.table, self.version, [repr(c) for c in self.columns], self.key, self.partition_by,
                             repr(self.dialect), self.repeated_key, self.order_by, self.event_time,
-                            *([self.late, self.future] if self.late or self.future else [])])  # fmt: skip
+                            *([self.late, self.future] if self.late or self.future else []),
+                            *([places] if places else [])])  # fmt: skip
 
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)

@@ -28,6 +28,7 @@ from lakering.names import validate_name
 from schemas.arrays import BINARY, build_array_type, is_nested, validate_nested
 from schemas.contract import MODIFIED, PROVENANCE, Column, Contract, Dialect, Rule
 from schemas.expressions import parse_expression
+from schemas.messages import validate_message_columns
 
 At = tuple[str | int, ...]
 Model = TypeVar("Model", bound=Settings)
@@ -77,6 +78,7 @@ class ColumnProperties(Settings):
     known_at: str | None = Field(None, alias="knownAt")
     derived: str | None = None
     shape: tuple[Annotated[StrictInt, Field(ge=1)], ...] | None = Field(None, min_length=1)
+    from_message: str | None = Field(None, alias="fromMessage")
 
 
 def build_contract(document: Document) -> Contract:
@@ -186,7 +188,7 @@ def _build_column(document: Document, item: SchemaProperty, at: At) -> Column:
             raise document.error(at, f"derived: {error.message}") from None
     return Column(name=name, type=kind, required=bool(item.required or item.primaryKey or item.partitioned),
                   rules=_build_rules(document, item, kind, at), available_at=ours.available_at, known_at=ours.known_at,
-                  derived=derived, shape=ours.shape)  # fmt: skip
+                  derived=derived, shape=ours.shape, from_message=ours.from_message)  # fmt: skip
 
 
 def _build_type(document: Document, item: SchemaProperty, at: At) -> str:
@@ -314,6 +316,7 @@ def _validate_contract(contract: Contract, table: SchemaObject) -> None:
                 raise document.error(at, "knownAt belongs to an outcome: add availableAt: outcome")
     _ = contract.derived_columns  # raises on a circle
     validate_nested(contract, SCHEMA)
+    validate_message_columns(contract, SCHEMA)
     for what, wanted in (("orderBy", contract.order_by), ("eventTime", contract.event_time)):
         if wanted is not None and wanted not in names:
             raise document.error(SCHEMA, f"{what} {wanted!r} is not a column{nearest(wanted, names)}")

@@ -25,10 +25,13 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     spark, (recipe, contracts, selection) = session_beside("replay_quarantine", lambda: prepare(args))
     set_storage(spark, recipe.lake.storage.settings)
     from etl.replay import replay_table
+    from etl.sources.registry import open_schemas
 
     for name, contract in contracts.items():
         now = datetime.datetime.now(datetime.UTC)
-        result = replay_table(spark, recipe.lake, contract, selection, now=now, dry_run=args.dry_run)
+        opened = (open_schemas(recipe, source) for source in recipe.settings.tables[name].topics)
+        schemas = [known for known in opened if known is not None]
+        result = replay_table(spark, recipe.lake, contract, selection, now=now, dry_run=args.dry_run, schemas=schemas)
         summary.add(name, **asdict(result))
         if args.dry_run:
             summary.add(name, dry_run="nothing was written")

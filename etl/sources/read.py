@@ -40,8 +40,8 @@ PLACE = ("xxhash64(_metadata.file_path) AS _file", "CAST(_metadata.file_block_st
 @dataclass(frozen=True)
 class FileGroup:
     """Files that are read and parsed alike. ``form`` is how a row's raw form is written: csv (a line), cells (a JSON array of
-    texts), json or image; ``header`` names a CSV's or Parquet's columns, ``kinds`` are Parquet's of them, as pyarrow writes them;
-    ``base`` is the folder that images are named from."""
+    texts), json, image or avro; ``header`` names a CSV's or Parquet's columns, or the topic of Avro's, ``kinds`` are Parquet's of
+    them, as pyarrow writes them; ``base`` is the folder that images are named from; ``is_topic`` says that rows are messages."""
 
     format: str
     form: str
@@ -50,6 +50,7 @@ class FileGroup:
     header: tuple[str, ...] = ()
     base: str = ""
     kinds: tuple[str, ...] = ()
+    is_topic: bool = False
 
 
 def group_files(

@@ -6,6 +6,7 @@ import datetime
 import logging
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from etl.reasons import named_counts
 from etl.session import session_settings
 from etl.sources.broker import Broker, Topic
 from etl.sources.read import named_errors
+from etl.sources.registry import WriterSchemas
 from etl.stream.messages import Habits, Messages, parsed_messages
 from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
@@ -59,6 +61,7 @@ class Stream:
     contract: Contract
     broker: Broker
     state: State
+    schemas: WriterSchemas | None = None
     result: StreamResult = field(default_factory=StreamResult)
     habits: Habits = field(default_factory=Habits)
     small_files: SmallFiles = field(init=False)
@@ -73,13 +76,23 @@ class Stream:
         started = time.monotonic()
         for attempt in range(ATTEMPTS):
             try:
-                parsed = parsed_messages(messages, self.state.topic_id, self.contract, self.habits)
-                with session_settings(spark, SETTINGS), parsed as batch:
-                    return self._take(spark, batch, number, started)
+                with session_settings(spark, SETTINGS):
+                    return self._parse_and_take(spark, messages, number, started)
             except PySparkException as error:
                 if not is_lost(error) or attempt == ATTEMPTS - 1:
                     raise
                 log.warning("an executor was lost with messages that it had parsed; reading them again")
+
+    def _parsed(self, messages: DataFrame) -> AbstractContextManager[Messages]:
+        return parsed_messages(messages, self.state.topic_id, self.contract, self.schemas or self.habits)
+
+    def _parse_and_take(self, spark: SparkSession, messages: DataFrame, number: int, started: float) -> None:
+        with self._parsed(messages) as batch:
+            if self.schemas is None or not (unknown := batch.unknown_schemas) or not self.schemas.learn(unknown):
+                return self._take(spark, batch, number, started)
+        # With the schemas that were learnt just now. What is unknown still is asked for by the next batch that names it.
+        with self._parsed(messages) as batch:
+            return self._take(spark, batch, number, started)
 
     def _take(self, spark: SparkSession, batch: Messages, number: int, started: float) -> None:
         if not batch.offsets:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from etl.parse import ParsedRows, Reasons, kept_rows, parse
 from etl.sources.read import FileGroup
+from etl.sources.registry import MAX_IDS, WriterSchemas
 from etl.transforms.laid_json import Layout, find_layout
 from etl.transforms.lateness import LATENESS, TOPIC, with_time_limits
+from etl.transforms.message import MESSAGE_FILE
 from etl.transforms.parsing import BLANK
 from etl.transforms.plain_json import NOT_PLAIN
-from etl.transforms.sql import literal
+from etl.transforms.sql import literal, literals
 from schemas import Contract
 from schemas.expressions import quote_name
 
 #: How a message is taken apart; ``form`` is how its raw form is written.
-JSON = FileGroup("json", "json", ())
+JSON = FileGroup("json", "json", (), is_topic=True)
 #: So many messages tell how a topic's are laid out; when more than such a share of a batch is not, it does not pay.
 SAMPLE, MAX_OTHERS = 20, 0.5
 
@@ -41,6 +44,14 @@ class Messages:
     prefix: str
 
     @property
+    def unknown_schemas(self) -> list[int]:
+        """The ids of schemas for which messages are refused, no more than are asked for at once and one."""
+        if not self.parsed.reasons[None, "schema_id"]:
+            return []
+        rows = self.parsed.refused.where("_refusal.rule = 'schema_id'").selectExpr("CAST(_refusal.value AS BIGINT) AS id")
+        return [row["id"] for row in rows.distinct().limit(MAX_IDS + 1).collect()]
+
+    @property
     def within(self) -> str:
         """Which entries of a quarantine (alias ``old``) may be of these messages, by source and position."""
         places = [f"(old.source = {literal(f'{self.prefix}{partition}')} AND old.position BETWEEN {first} AND {end - 1})"
@@ -58,7 +69,7 @@ class Habits:
     def look(self, messages: DataFrame, contract: Contract) -> None:
         if not self.is_known:
             some = messages.where("value IS NOT NULL").select("value").limit(SAMPLE).collect()
-            self.layout, self.is_known = find_layout((bytes(row["value"]) for row in some), contract), True
+            self.layout, self.is_known = find_layout((bytes(row["value"]) for row in some), contract.of_message_values), True
 
     def learn(self, num_others: int, num_messages: int) -> None:
         """Takes it that so many messages were not laid out as expected."""
@@ -71,41 +82,58 @@ def source_prefix(topic_id: str) -> str:
     return f"{TOPIC}{topic_id}/"
 
 
-def judged_messages(messages: DataFrame, prefix: str, contract: Contract, layout: Layout | None) -> DataFrame:
+def avro_group(topic: str) -> FileGroup:
+    """Messages in Avro: their rows keep the topic, since only its schemas tell what they say."""
+    return FileGroup("avro", "avro", (), header=(topic,), is_topic=True)
+
+
+def judged_messages(messages: DataFrame, prefix: str, contract: Contract, written: Habits | WriterSchemas) -> DataFrame:
     """The rows of messages as Spark's connector gives them (headers included), typed and judged, as yet unread: what
-    ``ParsedRows`` holds, and each row's bucket of lateness. Those that are not plain JSON, or not in the layout, are refused as
-    ``NOT_PLAIN``, and have to be parsed again.
+    ``ParsedRows`` holds, and each row's bucket of lateness. Those of JSON that are not plain, or not in the layout, are refused
+    as ``NOT_PLAIN``, to be parsed again.
 
     Raises SettingError for a contract that Spark cannot carry out."""
     # A cast keeps the bytes, which are checked for UTF-8 when the text is parsed.
     rows = messages.selectExpr(
-        f"concat({literal(prefix)}, partition) AS _source", "offset AS _position", "unix_micros(timestamp) * 1000 AS _modified",
-        "CAST(value AS STRING) AS _raw", "key AS _key", "headers AS _headers", "timestamp AS _timestamp")  # fmt: skip
-    return _judged(rows, contract, quick=True, layout=layout)
+        f"concat({literal(prefix)}, partition) AS source", "key", "headers", "timestamp",
+        "unix_micros(timestamp) * 1000 AS _modified", "offset AS _position", "CAST(value AS STRING) AS _raw")  # fmt: skip
+    if isinstance(written, WriterSchemas):
+        return _judged(rows, contract, avro_group(written.topic), schemas=written.known)
+    return _judged(rows, contract, JSON, quick=True, layout=written.layout)
 
 
-def _judged(rows: DataFrame, contract: Contract, *, quick: bool = False, layout: Layout | None = None) -> DataFrame:
+def _judged_again(kept: DataFrame, contract: Contract, *, quick: bool = False) -> DataFrame:
+    places = (f"_{name} AS {name}" for name in ("source", "key", "headers", "timestamp"))
+    return _judged(kept.selectExpr(*places, "_modified", "_position", "_raw"), contract, JSON, quick=quick)
+
+
+def _judged(rows: DataFrame, contract: Contract, group: FileGroup, **how: Any) -> DataFrame:
     # In the places of file, block and row the parsers hand on what a row keeps: where it came from, its record's time (ns),
     # its offset.
-    message = "named_struct('source', _source, 'key', _key, 'headers', _headers, 'timestamp', _timestamp) AS _file"
-    placed = rows.selectExpr(message, "_modified AS _block", "_position AS _row", "_raw")
-    judged = with_time_limits(parse(placed, JSON, contract, quick=quick, layout=layout), contract, "_block")
+    placed = rows.selectExpr(MESSAGE_FILE.format(source="source"), "_modified AS _block", "_position AS _row", "_raw")
+    judged = with_time_limits(parse(placed, group, contract, **how), contract, "_block")
     columns = [quote_name(column.name) for column in contract.columns]
     nothing = (f"CASE WHEN _raw IS NULL THEN {_of_no_column('tombstone')} "
                f"WHEN _refusal.rule = {literal(BLANK)} THEN {_of_no_column('empty')} ELSE _refusal END AS _refusal")  # fmt: skip
+    header = f"array({literals(group.header)})" if group.header else "CAST(NULL AS array<string>)"
     return judged.selectExpr(
-        *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified", "'json' AS _form",
-        "CAST(NULL AS array<string>) AS _header", "_raw", nothing, "_file.key AS _key", "_file.headers AS _headers",
-        "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
+        *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified",
+        f"{literal(group.form)} AS _form", f"{header} AS _header", "_raw", nothing, "_file.key AS _key",
+        "_file.headers AS _headers", "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
 
 
 @contextmanager
-def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract, habits: Habits) -> Iterator[Messages]:
+def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract,
+                    written: Habits | WriterSchemas) -> Iterator[Messages]:  # fmt: skip
     """The rows of a micro-batch, kept while the block lasts. Each message is read once, and most are parsed once.
 
     Raises SettingError for a contract that Spark cannot carry out."""
     prefix = source_prefix(topic_id)
-    habits.look(messages, contract)
+    again: list[Callable[[DataFrame], DataFrame]] = []
+    if isinstance(written, Habits):
+        written.look(messages, contract)
+        again = [lambda rows: _judged_again(rows, contract, quick=True)] if written.layout else []
+        again.append(lambda rows: _judged_again(rows, contract))
     left: list[int] = []
 
     def tell(kept: DataFrame) -> list[Row]:
@@ -113,10 +141,9 @@ def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract, habi
         left.append(sum(row["count"] for row in told if row["rule"] == NOT_PLAIN))
         return told
 
-    again = [lambda rows: _judged(rows, contract, quick=True)] if habits.layout else []
-    with kept_rows(judged_messages(messages, prefix, contract, habits.layout), tell, *again,
-                   lambda rows: _judged(rows, contract)) as (kept, tally):  # fmt: skip
-        habits.learn(left[0], sum(row["count"] for row in tally))
+    with kept_rows(judged_messages(messages, prefix, contract, written), tell, *again) as (kept, tally):
+        if isinstance(written, Habits):
+            written.learn(left[0], sum(row["count"] for row in tally))
         reasons: Reasons = Counter()
         lateness: Counter[str] = Counter()
         offsets: dict[int, tuple[int, int]] = {}

@@ -14,15 +14,18 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from etl.sources.broker import Broker
+from etl.sources.registry import WriterSchemas, open_schemas
 from etl.stream.batch import Stream, StreamResult
 from etl.stream.start import begin, find_gap, gap_error
 from etl.stream.state import Place
+from etl.transforms.avro import misfits
 from lakering.errors import LakeringError, SettingError
 from lakering.lock import storage_lock
 from recipes import Recipe
 from recipes.kafka import Kafka
 from recipes.settings import TopicSource
 from schemas import Contract
+from schemas.avro import UnusableSchemaError, WriterSchema
 
 POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 25.0, 60.0
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
@@ -155,9 +158,10 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
             locks.enter_context(storage_lock(recipe.lake.storage, *place.folder, what=what, wait=False))
             topic = broker.describe_topic(source.topic, how.wait)
             state = begin(place, topic, how.start, how.accept_gap)
-            stream = Stream(
-                place, contracts[name], broker, state, results.setdefault(f"{name} from {source.topic}", StreamResult())
-            )
+            schemas = open_schemas(recipe, source)
+            _validate_schema(spark, recipe, source, contracts[name], schemas)
+            result = results.setdefault(f"{name} from {source.topic}", StreamResult())
+            stream = Stream(place, contracts[name], broker, state, schemas, result)
             streams.append((stream, source))
         queries: list[Query] = []
         try:
@@ -173,6 +177,22 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
         for stream, _ in streams:
             if stream.refused is not None:
                 raise stream.refused
+
+
+def _validate_schema(spark: SparkSession, recipe: Recipe, source: TopicSource, contract: Contract,
+                     schemas: WriterSchemas | None) -> None:  # fmt: skip
+    """Raises SettingError for a ``schema_file`` whose messages would all be refused."""
+    schema = schemas.known.get(None) if schemas is not None else None
+    if not isinstance(schema, WriterSchema):
+        return
+    path = recipe.resolve(str(source.schema_file))
+    try:
+        found = misfits(spark.range(0), contract.of_message_values, schema)
+    except UnusableSchemaError as error:
+        found = [str(error)]
+    if found:
+        raise SettingError(f"schema_file {path} does not fit table '{contract.table}': {'; '.join(found[:5])}",
+                           next_step=f"mend it, or the contract {contract.document.path}")  # fmt: skip
 
 
 def _to_end(queries: list[Query], once: bool) -> bool:

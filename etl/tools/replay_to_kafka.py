@@ -60,6 +60,9 @@ def replay_table(spark: SparkSession, recipe: Recipe, kafka: Kafka, table: str, 
 
     Raises InputError for files, SettingError for a topic that would lose the events, LakeringError for the broker."""
     result = Replay(topic) if result is None else result
+    if any(source.topic == topic and source.format != "json" for source in recipe.settings.tables[table].topics):
+        raise SettingError(f"topic '{topic}' is of format avro in {recipe.path}, and rows of files are sent as JSON",
+                           next_step="name another --topic, and add it to the table's sources with format: json")  # fmt: skip
     broker = Broker(kafka)
     contract, storage = recipe.contract(table), recipe.lake.storage.settings
     groups = []
@@ -89,7 +92,7 @@ def _stamped(events: DataFrame, now: datetime.datetime) -> Iterable[Row]:
     it was sent, and of this replay that would be years later. Kafka takes no time before 1970, and none to come."""
     millis = "unix_millis(time)"
     present = f"if({millis} BETWEEN 1 AND {int(now.timestamp() * 1000)}, {millis}, 0) AS millis"
-    return events.selectExpr("key", "value", present).toLocalIterator(prefetchPartitions=True)
+    return events.selectExpr("key", "value", "headers", present).toLocalIterator(prefetchPartitions=True)
 
 
 def _send(kafka: Kafka, topic: str, events: Iterable[Row], rate: float | None, result: Replay) -> None:
@@ -113,7 +116,9 @@ def _send(kafka: Kafka, topic: str, events: Iterable[Row], rate: float | None, r
         while True:
             try:
                 # 0 is now, for Kafka's client.
-                producer.produce(topic, event.value, event.key, timestamp=event.millis or 0, on_delivery=delivered)
+                key = bytes(event.key) if isinstance(event.key, bytearray) else event.key
+                headers: list[tuple[str, str | bytes | None]] = [(header.key, bytes(header.value)) for header in event.headers]
+                producer.produce(topic, event.value, key, timestamp=event.millis or 0, headers=headers, on_delivery=delivered)
                 break
             except BufferError:  # the queue is full
                 producer.poll(0.1)

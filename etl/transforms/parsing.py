@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 
 from etl.transforms.sql import literal, literals
 from lakering.errors import InputError
-from schemas import Contract, Dialect
+from schemas import Column, Contract, Dialect
 from schemas.expressions import quote_name
 
 #: What stands before the cells in every frame.
@@ -39,7 +39,8 @@ def kind(name: str) -> str:
 
 
 def wrong(name: str) -> str:
-    """The column that says whether a value was not what its cell now holds (Parquet alone)."""
+    """The column that says whether a value was not what its cell now holds (Parquet, Avro and a
+    message's own columns)."""
     return f"_wrong_{name}"
 
 
@@ -67,7 +68,7 @@ def with_csv_cells(rows: DataFrame, contract: Contract, header: tuple[str, ...])
         text = text if multi_line else _unquoted(text, contract.dialect)
         value = f"if({text} IN ({tokens}), NULL, {text})" if tokens else text
         cells.append(f"{value} AS {quote_name(cell(column.name))}")
-    return rows.selectExpr(*PLACE, "_raw", f"{_first(faults)} AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
+    return rows.selectExpr(*PLACE, "_raw", f"{first_fault(faults)} AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
 
 
 def _split(lines: DataFrame, dialect: Dialect) -> DataFrame:
@@ -106,7 +107,7 @@ def _unquoted(written: str, dialect: Dialect) -> str:
     return f"if(startswith({written}, {quote}), {inside}, {written})"
 
 
-def _first(faults: list[tuple[str, str]]) -> str:
+def first_fault(faults: list[tuple[str, str]]) -> str:
     """The rule of the first condition that holds, else null."""
     return "CASE " + " ".join(f"WHEN {condition} THEN {literal(rule)}" for rule, condition in faults) + " END"
 
@@ -135,7 +136,8 @@ def with_json_cells(lines: DataFrame, contract: Contract) -> DataFrame:
         is_null = f"is_variant_null(kinds[{name}])"
         cells.append(f"if({is_null}, NULL, texts[{name}]) AS {quote_name(cell(column.name))}")
         cells.append(f"if({is_null}, NULL, schema_of_variant(kinds[{name}])) AS {quote_name(kind(column.name))}")
-    return parsed.selectExpr(*PLACE, "_raw", f"{_first(faults)} AS _fault", f"try_element_at({extra}, 1) AS _fault_value", *cells)
+    fault = f"{first_fault(faults)} AS _fault"
+    return parsed.selectExpr(*PLACE, "_raw", fault, f"try_element_at({extra}, 1) AS _fault_value", *cells)
 
 
 def with_image_cells(rows: DataFrame, contract: Contract) -> DataFrame:
@@ -171,6 +173,10 @@ LOCAL_TEXT, INSTANT_TEXT = "yyyy-MM-dd'T'HH:mm:ss.SSSSSS", "yyyy-MM-dd'T'HH:mm:s
 EXACT_JSON = ("ignoreNullFields", "false", "timestampFormat", INSTANT_TEXT, "timestampNTZFormat", LOCAL_TEXT)
 
 
+#: Why a timestamp without a zone is no instant.
+NO_ZONE = "holds timestamps without a zone, and the contract names none"
+
+
 def with_parquet_cells(rows: DataFrame, contract: Contract, path: str) -> DataFrame:
     """Columns by name. Numbers go through their text, like a cell's, so that one rule judges what they may be; other values
     stay as they are. Raises InputError for a column of another kind than the contract's."""
@@ -178,28 +184,47 @@ def with_parquet_cells(rows: DataFrame, contract: Contract, path: str) -> DataFr
     cells, texts = [], []
     for column in contract.source_columns:
         name, held = quote_name(column.name), fields[column.name].dataType
-        element = held.elementType if isinstance(held, T.ArrayType) else held
         nanos = fields[column.name].metadata.get(NANOS)
         if nanos:
-            element = T.TimestampType() if nanos == "utc" else T.TimestampNTZType()
-        is_array = column.type.startswith("array<")
-        if is_array != isinstance(held, T.ArrayType) or not isinstance(element, HOLDS[column.type.split("(")[0]]):
-            text = f"{path}: column '{column.name}' holds {held.simpleString()}, the contract says {column.type}"
-            raise InputError(text, next_step=f"mend the file, or the contract {contract.document.path}")
-        if isinstance(element, T.TimestampNTZType) and contract.dialect.timestamp_zone is None:
-            text = f"{path}: column '{column.name}' holds timestamps without a zone, and the contract names none"
-            raise InputError(text, next_step=f"set the custom property timestampZone of {contract.document.path}")
-        if column.type == "timestamp":
-            value, raw, fault = _parquet_timestamp(name, element, bool(nanos), contract.dialect.timestamp_zone)
-        else:
-            value, raw = _parquet_value(name, element, column.type)
-            fault = f"NOT is_valid_utf8({name})" if column.type == "string" else None
+            held = T.TimestampType() if nanos == "utc" else T.TimestampNTZType()
+        if reason := unfit_for(column, held, contract.dialect):
+            look = "mend the file, or the contract" if reason != NO_ZONE else "set the custom property timestampZone of"
+            raise InputError(f"{path}: column '{column.name}' {reason}", next_step=f"{look} {contract.document.path}")
+        value, raw, fault = cell_of_value(column, name, held, contract.dialect, bool(nanos))
         cells.append(f"{value} AS {quote_name(cell(column.name))}")
         if fault:
             cells.append(f"{fault} AS {quote_name(wrong(column.name))}")
         texts.append(f"{raw} AS {name}")
     raw = f"to_json(struct({', '.join(texts)}), map({literals(EXACT_JSON)})) AS _raw"
     return rows.selectExpr(*PLACE, raw, "CAST(NULL AS STRING) AS _fault", "CAST(NULL AS STRING) AS _fault_value", *cells)
+
+
+def unfit_for(column: Column, held: T.DataType, dialect: Dialect) -> str | None:
+    """Why values of a kind are none of a column's, in words."""
+    element, is_array = _element(held), column.type.startswith("array<")
+    if is_array != isinstance(held, T.ArrayType) or not isinstance(element, HOLDS[column.type.split("(")[0]]):
+        return f"holds {held.simpleString()}, the contract says {column.type}"
+    return NO_ZONE if isinstance(element, T.TimestampNTZType) and dialect.timestamp_zone is None else None
+
+
+def cell_of_value(
+    column: Column, value: str, held: T.DataType, dialect: Dialect, nanos: bool = False
+) -> tuple[str, str, str | None]:
+    """Of a value (SQL) of a kind that is not unfit: the cell, how it is kept of a refused row, and the condition under which the
+    cell is not what the value says."""
+    if column.type == "timestamp":
+        return _parquet_timestamp(value, held, nanos, dialect.timestamp_zone)
+    text, raw = _parquet_value(value, _element(held), column.type)
+    return text, raw, f"NOT is_valid_utf8({value})" if column.type == "string" else None
+
+
+def is_number(column: Column) -> bool:
+    """Whether the column's cells are texts, whatever its values are read from."""
+    return not column.type.startswith("array<") and issubclass(HOLDS[column.type.split("(")[0]][0], T.NumericType)
+
+
+def _element(held: T.DataType) -> T.DataType:
+    return held.elementType if isinstance(held, T.ArrayType) else held
 
 
 def _parquet_value(name: str, element: T.DataType, wanted: str) -> tuple[str, str]:
@@ -209,10 +234,18 @@ def _parquet_value(name: str, element: T.DataType, wanted: str) -> tuple[str, st
     raw = f"CAST({name} AS {wanted})" if widened else name
     if wanted.startswith("array<"):
         return f"transform({name}, e -> try_cast(e AS {wanted[6:-1]}))", raw
+    text = f"CAST({raw} AS STRING)"
     if isinstance(element, T.DecimalType) and wanted.startswith("decimal"):
-        fitted = f"try_cast({name} AS {wanted})"  # 1.2500 fits where two digits do
-        return f"if({fitted} = {name}, CAST({fitted} AS STRING), CAST({name} AS STRING))", raw
-    return f"CAST({raw} AS STRING)" if isinstance(element, T.NumericType) else name, raw
+        return _without_zeros(text, element.scale, int(re.findall(r"\d+", wanted)[1])), raw
+    return text if isinstance(element, T.NumericType) else name, raw
+
+
+def _without_zeros(text: str, scale: int, wanted: int) -> str:
+    """1.2500 fits where two digits do. By the text: a comparison of decimals of 38 digits rounds."""
+    if scale <= wanted:
+        return text
+    end = "." * (wanted == 0) + "0" * (scale - wanted)
+    return f"if(endswith({text}, '{end}'), left({text}, length({text}) - {len(end)}), {text})"
 
 
 def _parquet_timestamp(name: str, element: T.DataType, nanos: bool, zone: str | None) -> tuple[str, str, str | None]:

@@ -33,6 +33,8 @@ class StreamedTrips:
     topic: str
     max_offsets: int = 1000
     more: str = ""
+    format: str = "json"
+    kafka: str = ""
     admin: AdminClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,8 +58,8 @@ class StreamedTrips:
     @property
     def path(self) -> Path:
         path = self.trips.folder / "stream.yaml"
-        path.write_text(f"name: trips\nlake: lake\nkafka: {{servers: '{self.servers}'}}\ntables:\n  trips:\n    contract: trips.yaml\n"
-                        f"    sources: [{{topic: {self.topic}, format: json, max_offsets_per_trigger: {self.max_offsets}{self.more}}}]\n")  # fmt: skip
+        path.write_text(f"name: trips\nlake: lake\nkafka: {{servers: '{self.servers}'{self.kafka}}}\ntables:\n  trips:\n    contract: trips.yaml\n"
+                        f"    sources: [{{topic: {self.topic}, format: {self.format}, max_offsets_per_trigger: {self.max_offsets}{self.more}}}]\n")  # fmt: skip
         return path
 
     @property

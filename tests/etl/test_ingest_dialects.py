@@ -239,6 +239,17 @@ def test_parquet_values_arrive_exactly_or_are_refused(files):
         (2, "s", "utf8"), (3, "n", "type"), (5, "x", "type"), (6, "p", "type"), (7, "d", "type")]  # fmt: skip
 
 
+def test_a_decimal_of_many_digits_is_not_rounded(files):
+    files.under(('{name: p, logicalType: number, physicalType: "decimal(38,2)"}',
+                 '{name: q, logicalType: number, physicalType: "decimal(38,0)"}'))  # fmt: skip
+    values = [Decimal("1.2500"), Decimal("1.239"), Decimal("-0.10"), None]
+    parquet(files, {"p": pa.array(values, pa.decimal128(38, 20)),
+                    "q": pa.array([Decimal("100"), None, None, Decimal("0.5")], pa.decimal128(38, 1))})  # fmt: skip
+    files.ingest("a.parquet", "parquet")
+    assert files.stored("p", "q") == [(Decimal("1.25"), Decimal("100")), (Decimal("-0.10"), None)]
+    assert [(position, column, rule) for position, column, rule, _ in files.refused()] == [(2, "p", "type"), (4, "q", "type")]
+
+
 def test_parquet_timestamps_of_every_unit_are_instants(files):
     """Also nanoseconds, which pandas writes and Spark has no type for."""
     moments = [datetime.datetime(2024, 1, 13, 8), datetime.datetime(2024, 3, 10, 2, 30)]  # the second is not, in New York

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from lakering.errors import InputError, LakeringError, nearest
@@ -41,7 +41,8 @@ SILENT = logging.Logger("librdkafka", logging.CRITICAL + 1)
 @dataclass(frozen=True)
 class Topic:
     """A topic as the broker has it: ``id`` tells it from one of the same name before or after it; of each partition the
-    ``begin`` is the first offset that is kept, the ``end`` the one that the next message will have."""
+    ``begin`` is the first offset that is kept, the ``end`` the one behind the last that a stream may read: messages of a
+    transaction are behind it until that ends."""
 
     name: str
     id: str
@@ -123,7 +124,8 @@ class Broker:
 
     def _offsets(self, places: list[TopicPartition], spec: OffsetSpec, deadline: float, name: str) -> dict[int, int]:
         def ask(left: float) -> dict[int, int]:
-            answers = self.admin.list_offsets(dict.fromkeys(places, spec), request_timeout=left)
+            answers = self.admin.list_offsets(dict.fromkeys(places, spec), request_timeout=left,
+                                              isolation_level=IsolationLevel.READ_COMMITTED)  # fmt: skip
             return {place.partition: answer.result(left + 1).offset for place, answer in answers.items()}
 
         return dict(sorted(self._ask(ask, deadline, f"the offsets of topic '{name}'", name).items()))

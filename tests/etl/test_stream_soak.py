@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from broker import Broker
+from confluent_kafka import Producer
 from pyspark.sql import SparkSession
 
 from etl.tables import read_quarantine
@@ -38,6 +39,12 @@ def filled(stream: StreamedTrips, count: int) -> dict[int, tuple[int, int]]:
     Messages with one key are all in one partition, where their order is the topic's own. Which of two in different partitions
     comes first depends on where batches begin and end, and that is what kills and other batch sizes change."""
     chance, first = random.Random(SEED), {}
+    producer = Producer({"bootstrap.servers": stream.servers})
+
+    def send(value: bytes | None, **more: Any) -> None:
+        producer.produce(stream.topic, value, **more)
+        producer.poll(0)
+
     poison = [b"{", b"", None, trip(id="x"), trip(extra=1), trip(fare=-1), b'{"note": "\xff"}']
     for partition in range(PARTITIONS):
         sent: list[dict[str, Any]] = []
@@ -47,16 +54,16 @@ def filled(stream: StreamedTrips, count: int) -> dict[int, tuple[int, int]]:
                 id = offset * PARTITIONS + partition
                 sent.append({"id": id, "day": f"2024-01-{1 + id % 5:02d}", "fare": float(id % 500)})
                 first[id] = partition, offset
-                stream.queue(trip(**sent[-1]), partition=partition, timestamp=EIGHT)
+                send(trip(**sent[-1]), partition=partition, timestamp=EIGHT)
             elif kind < 0.75:  # again, some batches later at times
-                stream.queue(trip(**chance.choice(sent[-60:])), partition=partition, timestamp=EIGHT)
+                send(trip(**chance.choice(sent[-60:])), partition=partition, timestamp=EIGHT)
             elif kind < 0.85:
-                stream.queue(trip(**{**chance.choice(sent[-60:]), "note": "other"}), partition=partition, timestamp=EIGHT)
+                send(trip(**{**chance.choice(sent[-60:]), "note": "other"}), partition=partition, timestamp=EIGHT)
             elif kind < 0.9:
-                stream.queue(trip(id=offset * PARTITIONS + partition), partition=partition, timestamp=EIGHT + 3601 * 1000)
+                send(trip(id=offset * PARTITIONS + partition), partition=partition, timestamp=EIGHT + 3601 * 1000)
             else:
-                stream.queue(chance.choice(poison), partition=partition, timestamp=EIGHT, key=b"k", headers={"h": b"v"})
-    stream.flush()
+                send(chance.choice(poison), partition=partition, timestamp=EIGHT, key=b"k", headers={"h": b"v"})
+    assert producer.flush(60) == 0
     return first
 
 

@@ -34,11 +34,9 @@ class StreamedTrips:
     max_offsets: int = 1000
     more: str = ""
     admin: AdminClient = field(init=False)
-    producer: Producer = field(init=False)
 
     def __post_init__(self) -> None:
         self.admin = AdminClient({"bootstrap.servers": self.servers})
-        self.producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 20_000_000})
 
     def create(self, partitions: int = 2) -> None:
         # Kept whatever a message's timestamp: the broker would delete those that are old.
@@ -49,16 +47,11 @@ class StreamedTrips:
         self.admin.delete_topics([self.topic])[self.topic].result(60)
 
     def send(self, *values: bytes | None, partition: int = 0, **more: Any) -> None:
+        producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 20_000_000})
         for value in values:
-            self.queue(value, partition=partition, **more)
-        self.flush()
-
-    def queue(self, value: bytes | None, **more: Any) -> None:
-        self.producer.produce(self.topic, value, **more)
-        self.producer.poll(0)
-
-    def flush(self) -> None:
-        assert self.producer.flush(60) == 0
+            producer.produce(self.topic, value, partition=partition, **more)
+            producer.poll(0)
+        assert producer.flush(60) == 0
 
     @property
     def path(self) -> Path:

@@ -78,11 +78,13 @@ def crawl(root: str) -> dict[str, str]:
     wanted += [f"{root}/api/v1/applications/{each['id']}/{page}" for each in applications for page in OF_AN_APPLICATION]
     pages: dict[str, str] = {}
     while wanted and len(pages) < 300:
-        address = wanted.pop()
-        if address in pages or "/kill" in address or "/static/" in address:
+        address = wanted.pop(0)
+        if address in pages or re.search("/kill|/static/|[.]sort=|downloadEventLog|/logs", address):
             continue
         pages[address] = text = read_page(address)
-        links = [urljoin(address, unescape(link)) for link in re.findall(r"""(?:href|src)=["']([^"'#]+)""", text)]
+        links = [
+            urljoin(address, unescape(link)).replace(" ", "%20") for link in re.findall(r"""(?:href|src)=["']([^"'#]+)""", text)
+        ]
         wanted += [link for link in links if urlsplit(link).netloc == urlsplit(root).netloc]
     return pages
 

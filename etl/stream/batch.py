@@ -81,6 +81,8 @@ class Stream:
 
     def _take(self, spark: SparkSession, batch: Messages, number: int, started: float) -> None:
         offsets = self.place.batch_offsets(number, self.state.starting)
+        if not offsets:  # Spark's first batch, of a topic that holds nothing yet
+            return
         # Now that the messages are read: what is the same topic now was the same when they were.
         topic = self.broker.describe_topic(self.state.topic, BROKER_PATIENCE_S)
         if topic.id != self.state.topic_id or len(topic.end) < self.state.partitions:

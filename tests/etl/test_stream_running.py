@@ -54,6 +54,24 @@ def running(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> Ite
             stop.set()
 
 
+def test_a_topic_that_holds_nothing_yet_makes_no_batch(trips, broker):
+    stream = StreamedTrips(trips, broker.servers, "nothing-yet")
+    stream.create()
+    recipe, stop = stream.recipe, threading.Event()
+    results: dict[str, StreamResult] = {}
+    commit = (*stream.place.checkpoint, "commits", "0")
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(stream_tables, trips.spark, recipe, {"trips": recipe.contract("trips")}, Start("100 milliseconds"),
+                          stop, results)  # fmt: skip
+        try:
+            wait_until(lambda: job.done() or recipe.lake.storage.exists(*commit), lambda: results)
+        finally:
+            stop.set()
+    assert job.result() is None
+    assert [result.batches for result in results.values()] == [0]
+    assert stream.place.progress() == []
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(("partitions", "number"), [(2, 1), (2, 9), (1, 9)])
 def test_a_topic_made_anew_under_a_running_job_ends_it_before_a_message_of_the_new_one_is_in(running, partitions, number):

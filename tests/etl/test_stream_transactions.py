@@ -8,6 +8,7 @@ import pytest
 from broker import Broker
 from confluent_kafka import Producer, TopicPartition
 
+from etl.sources.broker import SILENT
 from tests.etl.conftest import Trips
 from tests.etl.streams import StreamedTrips, trip
 
@@ -21,7 +22,7 @@ def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> Stre
 
 @pytest.fixture
 def producer(stream: StreamedTrips) -> Producer:
-    made = Producer({"bootstrap.servers": stream.servers, "transactional.id": stream.topic})
+    made = Producer({"bootstrap.servers": stream.servers, "transactional.id": stream.topic}, logger=SILENT)
     made.init_transactions(60)
     return made
 

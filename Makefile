@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A Spark or a configuration of the machine's own must not get between the project and its pinned PySpark.
 unexport SPARK_HOME SPARK_CONF_DIR
 
-.PHONY: help setup wheelhouse lock data demo demo-stream check test faults lint bench-start bench-ingest bench-stream bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
+.PHONY: help setup wheelhouse lock data demo demo-stream check test faults soak lint bench-start bench-ingest bench-stream bench-feed bench-ring cluster cluster-stop kafka kafka-stop clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -45,6 +45,9 @@ test: lint data  ## lint, then the tests
 
 faults: data     ## the slow tests: processes killed in the middle, the whole path on a cluster
 	$(BIN)/python -m pytest -m faults -n 2 --dist loadfile
+
+soak: setup      ## a stream killed at KILLS=50 random moments, and what it leaves compared with one that was not
+	SOAK_KILLS=$(or $(KILLS),50) $(BIN)/python -m pytest -m soak -n 0 -p no:cacheprovider tests/etl/test_stream_soak.py
 
 bench-start: setup ## seconds from a job's launch to its first Spark action, less a bare session's
 	@$(BIN)/python benchmarks/start.py

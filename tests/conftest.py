@@ -65,7 +65,7 @@ def run_here(
     own takes ten times as long to import it as most jobs take to say what is wrong."""
 
     def run(job: str, *flags: str | Path) -> subprocess.CompletedProcess[str]:
-        loggers = [logging.getLogger(name) for name in ("lakering", "etl", "training")]
+        loggers = [logging.getLogger(name) for name in ("lakering", "etl", "etl.stream", "training")]
         before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
         monkeypatch.setattr(sys, "argv", [job, *map(str, flags)])
         try:

@@ -114,6 +114,6 @@ if __name__ == "__main__":
                         help="where to start, in place of the checkpoint, which goes")  # fmt: skip
     parser.add_argument("--accept-gap", action="store_true", help="go on where messages are lost, and record what is missing")
     parser.add_argument(
-        "--wait", default="25s", metavar="TIME", help="for a broker that does not answer at the start (default: 25s)"
+        "--wait", default="20s", metavar="TIME", help="for a broker that does not answer at the start (default: 20s)"
     )
     run_job(main, parser)

@@ -13,14 +13,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from lakering.errors import InputError, LakeringError, nearest
 from recipes.kafka import Kafka
 
 TIMEOUT_S = 20.0
-TRY_S = 0.5
+#: A question waits so long at first, and no longer than that: who is told to stop does not wait for its end.
+TRY_S, MAX_TRY_S = 0.5, 10.0
 #: So many of the newest messages of each partition tell how large a topic's messages are.
 SAMPLE = 100
 T = TypeVar("T")
@@ -41,7 +42,8 @@ SILENT = logging.Logger("librdkafka", logging.CRITICAL + 1)
 @dataclass(frozen=True)
 class Topic:
     """A topic as the broker has it: ``id`` tells it from one of the same name before or after it; of each partition the
-    ``begin`` is the first offset that is kept, the ``end`` the one that the next message will have."""
+    ``begin`` is the first offset that is kept, the ``end`` the one behind the last that a stream may read: messages of a
+    transaction are behind it until that ends."""
 
     name: str
     id: str
@@ -74,10 +76,10 @@ class Broker:
         except KafkaException as error:  # a file that is no certificate, a key that does not fit
             raise self._refused(error.args[0]) from None
 
-    def describe_topic(self, name: str, timeout: float = TIMEOUT_S) -> Topic:
-        """See ``describe_topic``."""
+    def describe_topic(self, name: str, timeout: float = TIMEOUT_S, stop: Callable[[], bool] = lambda: False) -> Topic:
+        """See ``describe_topic``. Once ``stop`` says so, a broker that does not answer is waited for no longer."""
         deadline = time.monotonic() + timeout
-        names = self.topics(timeout)
+        names = self.topics(timeout, stop)
         if name not in names:
             raise self._missing(name, names)
         description = self._ask(lambda left: self._one(self.admin.describe_topics(
@@ -86,10 +88,10 @@ class Broker:
         begin, end = (self._offsets(places, spec, deadline, name) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
         return Topic(name, str(description.topic_id), begin, end)
 
-    def topics(self, timeout: float = TIMEOUT_S) -> set[str]:
+    def topics(self, timeout: float = TIMEOUT_S, stop: Callable[[], bool] = lambda: False) -> set[str]:
         """The names of the topics that the user may see, less Kafka's own."""
         deadline = time.monotonic() + timeout
-        found = self._ask(lambda left: self.admin.list_topics(timeout=left), deadline, "its topics")
+        found = self._ask(lambda left: self.admin.list_topics(timeout=left), deadline, "its topics", stop=stop)
         return {name for name in found.topics if not name.startswith("__")}
 
     def mean_message_bytes(self, topic: Topic, timeout: float = TIMEOUT_S) -> float | None:
@@ -123,7 +125,8 @@ class Broker:
 
     def _offsets(self, places: list[TopicPartition], spec: OffsetSpec, deadline: float, name: str) -> dict[int, int]:
         def ask(left: float) -> dict[int, int]:
-            answers = self.admin.list_offsets(dict.fromkeys(places, spec), request_timeout=left)
+            answers = self.admin.list_offsets(dict.fromkeys(places, spec), request_timeout=left,
+                                              isolation_level=IsolationLevel.READ_COMMITTED)  # fmt: skip
             return {place.partition: answer.result(left + 1).offset for place, answer in answers.items()}
 
         return dict(sorted(self._ask(ask, deadline, f"the offsets of topic '{name}'", name).items()))
@@ -133,7 +136,8 @@ class Broker:
         (answer,) = answers.values()
         return answer.result()
 
-    def _ask(self, question: Callable[[float], T], deadline: float, what: str, topic: str = "") -> T:
+    def _ask(self, question: Callable[[float], T], deadline: float, what: str, topic: str = "",
+             stop: Callable[[], bool] = lambda: False) -> T:  # fmt: skip
         """The answer to a question, asked again while that can help. A question that waits for a connection does not tell why
         there is none; the client's own errors do."""
         last: KafkaError | None = None
@@ -147,14 +151,14 @@ class Broker:
                 last = error.args[0]
             except TimeoutError:
                 pass
-            patience *= 2  # a wrong password is told at once, and a slow broker has its time
+            patience = min(2 * patience, MAX_TRY_S)  # a wrong password is told at once, and a slow broker has its time
             self.admin.poll(0)
             for problem in [*self._errors, *([last] if last else [])]:
                 if problem.code() in HOPELESS:
                     raise self._refused(problem)
             if last is not None and last.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise self._missing(topic, self.topics(max(left, 1.0)))
-            if time.monotonic() >= deadline:
+            if stop() or time.monotonic() >= deadline:
                 raise self._unreachable(what, last)
 
     def _missing(self, name: str, names: set[str]) -> InputError:

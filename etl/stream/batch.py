@@ -95,7 +95,8 @@ class Stream:
             return self._take(spark, batch, number, started)
 
     def _take(self, spark: SparkSession, batch: Messages, number: int, started: float) -> None:
-        if not batch.offsets:
+        offsets = self.place.batch_offsets(number, self.state.starting)
+        if not offsets:  # Spark's first batch, of a topic that holds nothing yet
             return
         # Now that the messages are read: what is the same topic now was the same when they were.
         topic = self.broker.describe_topic(self.state.topic, BROKER_PATIENCE_S)
@@ -106,7 +107,7 @@ class Stream:
         counts, conflicts = Counts(), None
         with table_lock(lake, contract.table), named_errors([]):
             if parsed.num_valid:
-                origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in batch.offsets.items()}}
+                origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in offsets.items()}}
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin)
                 counts, conflicts = self._write(spark, rows)
             if counts.conflicts:
@@ -114,7 +115,7 @@ class Stream:
             if refused:
                 rows_refused = all_refused(contract, parsed, conflicts)
                 write_quarantine(spark, lake, contract, rows_refused, now.date(), batch.within)
-            self._record(batch, counts, refused, topic, number)
+            self._record(batch, offsets, counts, refused, topic, number)
             if counts.written:
                 self.small_files.merge(spark)
         self._report(batch, counts, refused, topic, number, now, time.monotonic() - started)
@@ -126,8 +127,8 @@ class Stream:
             raise SettingError(error.message, next_step="run again: the contract is read when a stream starts, and "
                                "if it was widened since, nothing is lost; else it must be made to fit") from error  # fmt: skip
 
-    def _record(self, batch: Messages, counts: Counts, refused: Counter[tuple[str | None, str | None]], topic: Topic,
-                number: int) -> None:  # fmt: skip
+    def _record(self, batch: Messages, offsets: dict[int, tuple[int, int]], counts: Counts,
+                refused: Counter[tuple[str | None, str | None]], topic: Topic, number: int) -> None:  # fmt: skip
         table_id, version = self.place.table_version()
         fates = {"read": batch.parsed.reasons.total(), "written": counts.written, "already_present": counts.already_present,
                  "superseded": counts.superseded, "refused": refused.total()}  # fmt: skip
@@ -135,10 +136,10 @@ class Stream:
         again = number <= self.state.batch
         totals = self.state.totals if again else {n: c + self.state.totals.get(n, 0) for n, c in fates.items()}
         watermark = max((w for w in (self.state.watermark, batch.watermark) if w is not None), default=None)
-        state = replace(self.state, next=self.state.after(batch.offsets), batch=max(number, self.state.batch),
+        state = replace(self.state, next=self.state.after(offsets), batch=max(number, self.state.batch),
                         partitions=max(len(topic.end), self.state.partitions), totals=totals, watermark=watermark,
                         checkpoint_id=self.place.checkpoint_id(), table_id=table_id, table_version=version)  # fmt: skip
-        self.place.tell_batch(state, batch.offsets, fates)
+        self.place.tell_batch(state, offsets, fates)
         self.state = state
         self.place.write(self.state)
 

@@ -27,7 +27,7 @@ from recipes.settings import TopicSource
 from schemas import Contract
 from schemas.avro import UnusableSchemaError, WriterSchema
 
-POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 25.0, 60.0
+POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 20.0, 60.0
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
 
 
@@ -80,9 +80,13 @@ class Query:
         """Whether it has ended by itself."""
         return not self._query.isActive
 
+    def halt(self) -> None:
+        """From here on no batch begins."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Ends it between two batches: the one at hand is finished, Spark's note of it too."""
-        self._stopping.set()
+        self.halt()
         with self._gate:
             number = self.stream.state.batch
         place, deadline = self.stream.place, time.monotonic() + COMMIT_PATIENCE_S
@@ -156,7 +160,12 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
             place = Place(recipe.lake, name, source.topic)
             what = f"the stream of topic '{source.topic}' into table '{name}'"
             locks.enter_context(storage_lock(recipe.lake.storage, *place.folder, what=what, wait=False))
-            topic = broker.describe_topic(source.topic, how.wait)
+            try:
+                topic = broker.describe_topic(source.topic, how.wait, stop.is_set)
+            except LakeringError:
+                if stop.is_set():
+                    return
+                raise
             state = begin(place, topic, how.start, how.accept_gap)
             schemas = open_schemas(recipe, source)
             _validate_schema(spark, recipe, source, contracts[name], schemas)
@@ -170,6 +179,8 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
             while not stop.is_set() and not _to_end(queries, how.every is None):
                 stop.wait(POLL_S)
         finally:
+            for query in queries:
+                query.halt()
             for query in queries:
                 query.stop()
         for query in queries:

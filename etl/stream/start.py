@@ -36,7 +36,7 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
     if state.table_id is not None and state.table_id != table:
         raise IntegrityError(f"table '{place.table}' is not the one that topic '{place.topic}' was streamed into: its id is "
                              f"{table}, not {state.table_id}", next_step=CHOICES)  # fmt: skip
-    place.validate_checkpoint()
+    place.validate_checkpoint(state.batch)
     gap = find_gap(state, topic)
     if gap is None and checkpoint_id is None:
         return _write(place, topic, {**topic.begin, **state.starting}, state)
@@ -49,6 +49,7 @@ def find_gap(state: State, topic: Topic) -> str | None:
     """What is lost of a topic since the state was written, in words; None when nothing is. More partitions are no loss."""
     known = {**state.starting, **state.next}
     read = sum(known[p] - state.starting.get(p, 0) for p in known)
+    known = {**{p: 0 for p in topic.begin if p >= state.partitions}, **known}  # those that were added are read whole
     if topic.id != state.topic_id:
         return (f"topic '{topic.name}' was deleted and created again: its id was {state.topic_id}, of which {read:,} messages "
                 f"in {state.partitions} partitions were read, and is {topic.id}, which holds {topic.num_messages:,} in "
@@ -85,16 +86,21 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
 def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
     if start != TABLE:
         return _write(place, topic, topic.begin if start == EARLIEST else topic.end)
-    state = place.read()
+    try:
+        state = place.read()
+    except IntegrityError:
+        state = None  # it is broken, and the table's commits tell
     if state is not None and state.table_id is not None and state.table_id != place.table_version()[0]:
         state = None  # what it tells of is another table
     known = {**state.starting, **state.next} if state else {}
     topic_id = state.topic_id if state else None
-    for origin in place.origins(state):
+    origins = place.origins(state)
+    for number, origin in enumerate(origins, start=1):
         if origin["topic_id"] != topic_id:
             topic_id, known = origin["topic_id"], {}
-        for partition, (_, end) in origin["offsets"].items():
-            known[int(partition)] = max(end, known.get(int(partition), 0))
+        for partition, (first, end) in origin["offsets"].items():
+            # The last batch is read again: its job may have died before what it refused was in quarantine.
+            known[int(partition)] = first if number == len(origins) else max(end, known.get(int(partition), 0))
     if topic_id is None:
         raise StageError(f"--from table: neither a record nor the commits of table '{place.table}' tell of topic "
                          f"'{place.topic}'", next_step="run with --from earliest")  # fmt: skip

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from etl.tables import append_progress, read_origins, read_progress, table_version
+from etl.tables import append_progress, has_log, read_origins, read_progress, table_version
 from lakering.errors import IntegrityError
 from lakering.lake import Lake
 from lakering.names import fingerprint
@@ -63,7 +63,7 @@ class Place:
         if not storage.exists(*self.folder, STATE):
             return None
         try:
-            found = storage.read_json(*self.folder, STATE)
+            found = json.loads(storage.read(*self.folder, STATE))
             offsets = {name: {int(p): int(o) for p, o in found[name].items()} for name in ("starting", "next")}
             return replace(State(**{**found, **offsets}))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -100,23 +100,42 @@ class Place:
         except (ValueError, KeyError, TypeError):
             raise self.broken("metadata") from None
 
-    def validate_checkpoint(self) -> None:
-        """Raises IntegrityError when the last record of the checkpoint's logs is not whole."""
+    def validate_checkpoint(self, batch: int) -> None:
+        """Raises IntegrityError when the last record of the checkpoint's logs is not whole, or earlier than ``batch``."""
         storage = self.lake.storage
         for log in ("offsets", "commits"):
-            if not storage.exists(*self.checkpoint, log):
-                continue
-            numbers = [int(name) for name in storage.list(*self.checkpoint, log) if name.isdigit()]
-            if not numbers:
-                continue
-            name = str(max(numbers))
-            first, *others = storage.read(*self.checkpoint, log, name).decode("utf-8", "replace").splitlines() or [""]
-            try:
-                whole = first == "v1" and bool(others) and all(line == "-" or json.loads(line) for line in others)
-            except ValueError:
-                whole = False
-            if not whole:
-                raise self.broken(log, name)
+            there = storage.exists(*self.checkpoint, log)
+            numbers = [int(name) for name in storage.list(*self.checkpoint, log) if name.isdigit()] if there else []
+            # Of the last batch Spark's commit may be missing, when the job was killed before it.
+            if max(numbers, default=-1) < batch - (log == "commits"):
+                raise self.broken(log, str(batch))
+            if numbers:
+                self._logged(log, max(numbers))
+
+    def batch_offsets(self, number: int, starting: dict[int, int]) -> dict[int, tuple[int, int]]:
+        """What a micro-batch of the checkpoint takes in: of each partition the first offset and the one behind the last, as Spark
+        noted them before it. Offsets that hold no message are among them: a transaction leaves some behind its messages.
+
+        Raises IntegrityError for a log that is not whole."""
+        ends, before = self._ends(number), self._ends(number - 1) if number else starting
+        # A partition that is new is read from its beginning.
+        return {p: (before.get(p, 0), end) for p, end in sorted(ends.items()) if end > before.get(p, 0)}
+
+    def _ends(self, number: int) -> dict[int, int]:
+        found = json.loads(self._logged("offsets", number)[-1])[self.topic]
+        return {int(partition): offset for partition, offset in found.items()}
+
+    def _logged(self, log: str, number: int) -> list[str]:
+        """The lines of a record of Spark's logs, less its version."""
+        content = self.lake.storage.read(*self.checkpoint, log, str(number))
+        first, *others = content.decode("utf-8", "replace").splitlines() or [""]
+        try:
+            whole = first == "v1" and bool(others) and all(line == "-" or json.loads(line) for line in others)
+        except ValueError:
+            whole = False
+        if not whole:
+            raise self.broken(log, str(number))
+        return others
 
     def broken(self, *parts: str) -> IntegrityError:
         return IntegrityError(f"{self.lake.storage.path(*self.checkpoint, *parts)} is not whole: the checkpoint of topic "
@@ -128,7 +147,7 @@ class Place:
         return [origin for origin in found if origin.get("topic") == self.topic]
 
     def table_version(self) -> tuple[str | None, int]:
-        if not self.lake.storage.exists(*self.lake.table(self.table), "_delta_log"):
+        if not has_log(self.lake, self.lake.table(self.table)):
             return None, -1
         return table_version(self.lake, self.table)
 

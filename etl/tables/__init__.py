@@ -1,7 +1,7 @@
 """The only place that reads and writes Delta."""
 
 from etl.tables.compaction import SmallFiles
-from etl.tables.delta import create_table, read_table, table_id, table_version
+from etl.tables.delta import create_table, has_log, read_table, table_id, table_version
 from etl.tables.lock import table_lock
 from etl.tables.origins import read_origins
 from etl.tables.progress import append_progress, read_progress
@@ -15,6 +15,7 @@ __all__ = [
     "append_progress",
     "create_table",
     "foresee_rows",
+    "has_log",
     "has_quarantine",
     "mark_replayed",
     "read_origins",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ PROVENANCE_FIELDS = [
 
 
 SHAPE = "lakering.shape"
+COMMIT = re.compile(r"\d{20}\.")
 ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'"})
 
 
@@ -41,10 +43,15 @@ def is_table(spark: SparkSession, uri: str) -> bool:
     return DeltaTable.isDeltaTable(spark, uri)
 
 
-def ensure_table(spark: SparkSession, uri: str, schema: T.StructType, partition_by: tuple[str, ...],
-                 properties: Mapping[str, str]) -> DeltaTable:  # fmt: skip
-    """The table at a URI; made, empty, when there is none."""
-    builder = DeltaTable.createIfNotExists(spark).location(uri).addColumns(schema)
+def ensure_table(spark: SparkSession, lake: Lake, table: tuple[str, ...], schema: T.StructType,
+                 partition_by: tuple[str, ...], properties: Mapping[str, str]) -> DeltaTable:  # fmt: skip
+    """The table at a place of the lake; made, empty, when there is none."""
+    storage = lake.storage
+    if (storage.exists(*table, "_delta_log") and not has_log(lake, table)
+            and not any(COMMIT.match(name) for name in storage.list(*table, "_delta_log"))):  # fmt: skip
+        # A job was killed as it made the table: Delta takes such a folder for none of its own, and makes no table in it.
+        storage.delete(*table, "_delta_log")
+    builder = DeltaTable.createIfNotExists(spark).location(storage.uri(*table)).addColumns(schema)
     if partition_by:
         builder = builder.partitionedBy(*partition_by)
     for name, value in properties.items():
@@ -60,7 +67,9 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
     shape = _shape(contract)
     if not is_table(spark, uri):
         properties = {"delta.checkpointInterval": "20", "delta.isolationLevel": "Serializable", SHAPE: json.dumps(shape)}
-        return ensure_table(spark, uri, wanted, contract.partition_by, {**properties, **_skipping(contract)})
+        return ensure_table(
+            spark, lake, lake.table(contract.table), wanted, contract.partition_by, {**properties, **_skipping(contract)}
+        )
     new = validate_shape(spark, lake, contract)
     table = DeltaTable.forPath(spark, uri)
     if new:
@@ -125,15 +134,20 @@ def read_table(spark: SparkSession, lake: Lake, contract: Contract) -> DataFrame
 
 def table_id(lake: Lake, table: str) -> str | None:
     """What tells a table from another that had its name before; None when there is none."""
-    return table_version(lake, table)[0] if lake.storage.exists(*lake.table(table), "_delta_log") else None
+    return table_version(lake, table)[0] if has_log(lake, lake.table(table)) else None
 
 
 def table_version(lake: Lake, table: str) -> tuple[str, int]:
     """A table's id and version, read from its log without a JVM. Raises StageError when it is missing."""
-    if not lake.storage.exists(*lake.table(table), "_delta_log"):
+    if not has_log(lake, lake.table(table)):
         raise _missing(lake, table)
     log = open_log(lake, lake.table(table))
     return str(log.metadata().id), log.version()
+
+
+def has_log(lake: Lake, table: tuple[str, ...]) -> bool:
+    """Whether a table was ever committed. One that was to be made as its job was killed has a folder for its log, and no more."""
+    return any(lake.storage.exists(*table, "_delta_log", name) for name in (f"{0:020d}.json", "_last_checkpoint"))
 
 
 def open_log(lake: Lake, table: tuple[str, ...]) -> DeltaLog:

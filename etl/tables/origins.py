@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from etl.tables.delta import open_log, read_commits
+from etl.tables.delta import has_log, open_log, read_commits
 from lakering.lake import Lake
 
 
 def read_origins(lake: Lake, table: str, after: int | None) -> list[dict[str, Any]]:
     """What ``Batch.metadata`` left in a table's commits, oldest first: in those after a version, or with None in all that the
     log still tells of."""
-    if not lake.storage.exists(*lake.table(table), "_delta_log"):
+    if not has_log(lake, lake.table(table)):
         return []
     if after is None:
         infos = reversed(open_log(lake, lake.table(table)).history())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from etl.tables.delta import open_log
+from etl.tables.delta import has_log, open_log
 from lakering.lake import Lake
 
 #: ``offsets`` are of each partition the first one and the one behind the last. A row with a ``gap`` tells of messages that were
@@ -30,7 +30,7 @@ def append_progress(lake: Lake, folder: tuple[str, ...], row: Mapping[str, Any],
     """Adds a row, unless ``writer`` has added its ``number`` or a later one before: what is told again is there once."""
     from deltalake import CommitProperties, Transaction, write_deltalake
 
-    storage, made = lake.storage, lake.storage.exists(*folder, "_delta_log")
+    storage, made = lake.storage, has_log(lake, folder)
     last = open_log(lake, folder).transaction_version(writer) if made else None
     if last is not None and last >= number:
         return
@@ -48,7 +48,7 @@ def append_progress(lake: Lake, folder: tuple[str, ...], row: Mapping[str, Any],
 
 def read_progress(lake: Lake, folder: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows in the order in which they were added; none without a table."""
-    if not lake.storage.exists(*folder, "_delta_log"):
+    if not has_log(lake, folder):
         return []
     rows: list[dict[str, Any]] = open_log(lake, folder).to_pyarrow_table().to_pylist()
     return sorted(rows, key=lambda row: row["at"])

@@ -47,17 +47,18 @@ def write_quarantine(spark: SparkSession, lake: Lake, contract: Contract, refuse
         *(F.expr(f"CAST({name if name in refused.columns else 'NULL'} AS {kind}) AS {name[1:]}")
           for name, kind in MESSAGE.items()),
     )  # fmt: skip
-    table = _quarantine(spark, lake.storage.uri(*lake.quarantine(contract.table)), rows.schema)
+    table = _quarantine(spark, lake, lake.quarantine(contract.table), rows.schema)
     same = f"{within} AND " + " AND ".join(f"old.{name} = new.{name}" for name in ("source", "position", "contract_version"))
     merge = table.alias("old").merge(rows.alias("new"), same).whenNotMatchedInsertAll()
     run_again_on_conflict(merge.execute, f"the quarantine of table '{contract.table}'", spread=day.toordinal() % 7 / 7)
 
 
-def _quarantine(spark: SparkSession, uri: str, schema: T.StructType) -> DeltaTable:
+def _quarantine(spark: SparkSession, lake: Lake, place: tuple[str, ...], schema: T.StructType) -> DeltaTable:
     """The quarantine; made when it is missing, and widened where it was made before messages were refused into it."""
+    uri = lake.storage.uri(*place)
     if not is_table(spark, uri):
         nullable = T.StructType([T.StructField(field.name, field.dataType) for field in schema.fields])
-        return ensure_table(spark, uri, nullable, ("day",), {"delta.isolationLevel": "Serializable"})
+        return ensure_table(spark, lake, place, nullable, ("day",), {"delta.isolationLevel": "Serializable"})
     there = DeltaTable.forPath(spark, uri).toDF().columns
     new = [f"{name[1:]} {kind}" for name, kind in MESSAGE.items() if name[1:] not in there]
     if new:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from broker import Broker
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 from pyspark.sql import Row, SparkSession
 
 from etl.ingest import IngestResult, ingest_table
@@ -43,6 +46,7 @@ TABLE
 COLUMNS
 """
 HEADER = "day,id,at,fare,price,zone,paid,note\n"
+PASSWORD = 'wonder"land\\9'
 GOOD = "2024-01-01,1,2024-01-01T08:00:00Z,10.5,1.25,north,true,hello\n"
 
 
@@ -115,3 +119,19 @@ def make_trips(spark: SparkSession, tmp_path: Path) -> Callable[..., Trips]:
         return made
 
     return make
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that speaks everything, and has a topic of three partitions with five messages in two of them."""
+    made = Broker(tmp_path_factory.mktemp("secured"), listeners=("SSL", "SASL_PLAINTEXT", "SASL_SSL"), users={"alice": PASSWORD})
+    made.start()
+    admin = AdminClient({"bootstrap.servers": made.servers})
+    admin.create_topics([NewTopic("trips", 3)])["trips"].result(30)
+    producer = Producer({"bootstrap.servers": made.servers})
+    for number in range(5):
+        producer.produce("trips", b"%d" % number, partition=number % 2)
+    assert producer.flush(30) == 0
+    del admin, producer
+    yield made
+    made.stop()

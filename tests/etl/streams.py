@@ -11,6 +11,7 @@ from typing import Any
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from etl.sources.broker import SILENT
 from etl.stream.batch import StreamResult
 from etl.stream.run import PATIENCE_S, Start, stream_tables
 from etl.stream.state import Place, State
@@ -38,7 +39,7 @@ class StreamedTrips:
     admin: AdminClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.admin = AdminClient({"bootstrap.servers": self.servers})
+        self.admin = AdminClient({"bootstrap.servers": self.servers}, logger=SILENT)
 
     def create(self, partitions: int = 2) -> None:
         # Kept whatever a message's timestamp: the broker would delete those that are old.

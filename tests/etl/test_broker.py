@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from broker import Broker as TrialBroker
-from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pyspark.sql import SparkSession
 
@@ -17,27 +16,9 @@ from etl.sources.broker import Topic, describe_topic
 from lakering.errors import InputError, LakeringError, SettingError
 from recipes import read_recipe
 from recipes.kafka import Kafka
+from tests.etl.conftest import PASSWORD
 
-PASSWORD = 'wonder"land\\9'
 WRONG = "through-the-looking-glass"
-
-
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialBroker]:
-    """A broker that speaks everything, and has a topic of three partitions with five messages in two of them."""
-    made = TrialBroker(
-        tmp_path_factory.mktemp("secured"), listeners=("SSL", "SASL_PLAINTEXT", "SASL_SSL"), users={"alice": PASSWORD}
-    )
-    made.start()
-    admin = AdminClient({"bootstrap.servers": made.servers})
-    admin.create_topics([NewTopic("trips", 3)])["trips"].result(30)
-    producer = Producer({"bootstrap.servers": made.servers})
-    for number in range(5):
-        producer.produce("trips", b"%d" % number, partition=number % 2)
-    assert producer.flush(30) == 0
-    del admin, producer
-    yield made
-    made.stop()
 
 
 @pytest.fixture

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from broker import Broker
+from pyspark.sql import DataFrame, SparkSession
 
-from etl.stream.batch import StreamResult
+from etl.stream.batch import Stream, StreamResult
 from etl.stream.run import Start, stream_tables
 from etl.stream.state import Place
-from etl.tables import read_table
+from etl.tables import read_origins, read_table
 from recipes import read_recipe
 from tests.etl.conftest import Trips
 from tests.etl.streams import StreamedTrips, trip
 
 
-def test_each_topic_has_a_checkpoint_of_its_own_and_no_key_comes_twice(trips: Trips, broker: Broker) -> None:
+def test_each_topic_has_a_checkpoint_and_a_session_of_its_own_and_no_key_comes_twice(
+    trips: Trips, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     topics = ["several-a", "several-b", "several-c"]
     a, b, c = (StreamedTrips(trips, broker.servers, topic) for topic in topics)
     for topic in (a, b, c):
@@ -32,6 +36,13 @@ def test_each_topic_has_a_checkpoint_of_its_own_and_no_key_comes_twice(trips: Tr
     recipe = read_recipe(folder / "several.yaml")
     contracts = {name: recipe.contract(name) for name in ("trips", "others")}
     results: dict[str, StreamResult] = {}
+    take, sessions = Stream.take, {str(trips.spark._jsparkSession.sessionUUID())}
+
+    def noted(stream: Stream, spark: SparkSession, messages: DataFrame, number: int) -> None:
+        sessions.add(str(spark._jsparkSession.sessionUUID()))
+        take(stream, spark, messages, number)
+
+    monkeypatch.setattr(Stream, "take", noted)
     stream_tables(trips.spark, recipe, contracts, Start(None), threading.Event(), results)
 
     assert {name: result.rows_read for name, result in results.items()} == {
@@ -41,10 +52,14 @@ def test_each_topic_has_a_checkpoint_of_its_own_and_no_key_comes_twice(trips: Tr
     assert sum(result.rows_already_present for result in both) == 1
     assert results["trips from several-b"].refused == {"json": 1}
     assert a.ids() == [1, 2, 3, 4]
+    assert len(sessions) == 4, "what a batch sets for its commits, no other query's has"
+    told = [(origin["topic"], origin["offsets"]) for origin in read_origins(recipe.lake, "trips", None)]
+    assert sorted(told) == [("several-a", {"0": [0, 3]}), ("several-b", {"0": [0, 3]})]
     others = read_table(trips.spark, recipe.lake, contracts["others"]).orderBy("id").collect()
     assert [(row["id"], row["zone"]) for row in others] == [(1, "south"), (2, "north")]
-    told = results["others from several-c"]
-    assert told.watermark == "2024-01-01T08:00:00+00:00", "an event is no later than its record, whatever it says"
+    assert results["others from several-c"].watermark == "2024-01-01T08:00:00+00:00", (
+        "an event is no later than its record, whatever it says"
+    )
     places = [Place(recipe.lake, table, topic) for table, topic in zip(("trips", "trips", "others"), topics, strict=True)]
     assert len({place.checkpoint_id() for place in places}) == 3
     assert [state.next for place in places if (state := place.read())] == [{0: 3}, {0: 3}, {0: 2}]

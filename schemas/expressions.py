@@ -9,7 +9,7 @@ unasked (``text_column > 5``), write the cast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Expression:
 
     text: str
     sql: str
-    columns: frozenset[str]
+    #: Not shown: a set's order is another one in each process, and what is shown names builds.
+    columns: frozenset[str] = field(repr=False)
 
 
 def parse_expression(text: str) -> Expression:

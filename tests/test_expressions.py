@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from lakering.errors import SettingError
@@ -62,3 +66,10 @@ def test_what_reaches_the_jvm_a_query_a_clock_or_a_random_source_is_refused(text
 def test_a_misspelt_function_gets_the_nearest_one():
     with pytest.raises(SettingError, match="function 'houre' is not allowed; did you mean 'hour'"):
         parse_expression("houre(at)")
+
+
+def test_a_contract_with_expressions_has_the_same_name_in_every_process():
+    ask = "from schemas import read_contract; print(read_contract('schemas/flights.yaml').fingerprint)"
+    found = {subprocess.run([sys.executable, "-c", ask], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True,
+                            check=True).stdout for seed in ("1", "2", "3")}  # fmt: skip
+    assert len(found) == 1, "builds are named by it"

@@ -25,8 +25,9 @@ from schemas.expressions import quote_name
 
 #: How a message is taken apart; ``form`` is how its raw form is written.
 JSON = FileGroup("json", "json", (), is_topic=True)
-#: So many messages tell how a topic's are laid out; when more than such a share of a batch is not, it does not pay.
-SAMPLE, MAX_OTHERS = 20, 0.5
+#: So many messages, none of them large, tell how a topic's are laid out; when more than such a share of a batch is not, it does
+#: not pay.
+SAMPLE, SAMPLE_BYTES, MAX_OTHERS = 20, 1 << 20, 0.5
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Habits:
 
     def look(self, messages: DataFrame, contract: Contract) -> None:
         if not self.is_known:
-            some = messages.where("value IS NOT NULL").select("value").limit(SAMPLE).collect()
+            some = messages.where(f"octet_length(value) < {SAMPLE_BYTES}").select("value").limit(SAMPLE).collect()
             self.layout, self.is_known = find_layout((bytes(row["value"]) for row in some), contract.of_message_values), True
 
     def learn(self, num_others: int, num_messages: int) -> None:

@@ -21,7 +21,7 @@ SCHEMA = pa.schema({
     "rows_refused": pa.int64(), "watermark": pa.timestamp("us", "UTC"), "table_version": pa.int64(), "gap": pa.string(),
     "at": pa.timestamp("us", "UTC"),
 })  # fmt: skip
-PROPERTIES = {"delta.checkpointInterval": "10"}
+PROPERTIES = {"delta.checkpointInterval": "10", "delta.logRetentionDuration": "interval 1 day"}
 #: After so many rows their files are made one.
 ROWS_PER_FILE = 100
 

@@ -6,10 +6,9 @@ import datetime
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from broker import Broker
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pyspark.sql import Row, SparkSession
@@ -18,6 +17,9 @@ from etl.ingest import IngestResult, ingest_table
 from etl.tables import read_quarantine, read_table
 from recipes import Recipe, read_recipe
 from schemas import Contract
+
+if TYPE_CHECKING:  # Spark's workers import this file, and know no scripts
+    from broker import Broker
 
 NOW = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
 TRIPS = """
@@ -124,6 +126,8 @@ def make_trips(spark: SparkSession, tmp_path: Path) -> Callable[..., Trips]:
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker that speaks everything, and has a topic of three partitions with five messages in two of them."""
+    from broker import Broker
+
     made = Broker(tmp_path_factory.mktemp("secured"), listeners=("SSL", "SASL_PLAINTEXT", "SASL_SSL"), users={"alice": PASSWORD})
     made.start()
     admin = AdminClient({"bootstrap.servers": made.servers})

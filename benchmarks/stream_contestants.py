@@ -32,7 +32,7 @@ from benchmarks.stream_messages import (
 )
 from etl.stream.batch import StreamResult
 from etl.stream.messages import Habits, judged_messages
-from etl.stream.run import Start, stream_tables
+from etl.stream.run import MAX_WAIT_MS, Start, stream_tables
 from etl.tables.delta import read_commits
 from recipes import Recipe, read_recipe
 from schemas import read_contract
@@ -112,7 +112,7 @@ class Contestants:
             judged = judged_messages(messages, "kafka:x/", self._contract, habits)
             judged.write.format("noop").mode("overwrite").save()
 
-        seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse))
+        seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse), max_wait_ms=MAX_WAIT_MS)
         return seconds, Work(self.num_rows, self.num_rows, 0)
 
     def append(self) -> tuple[float, Work]:
@@ -136,11 +136,12 @@ class Contestants:
         seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(put))
         return seconds, self._work(table)
 
-    def _stream(self, query: Callable[[DataFrame], Any], *path: str) -> float:
+    def _stream(self, query: Callable[[DataFrame], Any], *path: str, max_wait_ms: int | None = None) -> float:
         start = time.perf_counter()
         rows = self._spark.readStream.format("kafka").option("kafka.bootstrap.servers", self._servers)
         rows = rows.option("subscribe", TOPIC).option("startingOffsets", "earliest").option("includeHeaders", "true")
         rows = rows.option("maxOffsetsPerTrigger", self._max_offsets)
+        rows = rows if max_wait_ms is None else rows.option("kafka.fetch.max.wait.ms", max_wait_ms)
         writer = query(rows.load()).option("checkpointLocation", str(self._lake / "checkpoint"))
         running = writer.trigger(availableNow=True).start(*path)
         running.awaitTermination()

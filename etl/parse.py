@@ -14,7 +14,7 @@ from pyspark.errors import AnalysisException, ParseException, PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from etl.session import session_settings
+from etl.session import TASKS_BY_SIZE, session_settings
 from etl.sources.read import FileGroup, named_errors, number_files, position_of_blocks, read_rows
 from etl.transforms.avro import Known, with_avro_cells
 from etl.transforms.laid_json import Layout, with_laid_cells
@@ -39,10 +39,12 @@ Reasons = Counter[tuple[str | None, str | None]]
 @dataclass(frozen=True)
 class ParsedRows:
     """``rows`` hold the contract's columns, provenance, ``_modified``, ``_form``, ``_header``, ``_raw`` and ``_refusal``;
-    ``reasons`` counts them by refusal (column, rule), of valid rows (None, None)."""
+    ``reasons`` counts them by refusal (column, rule), of valid rows (None, None). With ``raw``, the raw forms of valid rows are
+    there alone."""
 
     rows: DataFrame
     reasons: Reasons
+    raw: DataFrame | None = None
 
     @property
     def valid(self) -> DataFrame:
@@ -72,10 +74,10 @@ def parsed_files(
         tasks = TASKS_PER_CORE * spark.sparkContext.defaultParallelism
         with ExitStack() as stack:
             with session_settings(spark, {"spark.sql.files.minPartitionNum": tasks}):
-                kept, tally = stack.enter_context(kept_rows(
+                kept = stack.enter_context(kept_rows(
                     reduce(DataFrame.unionByName, parts), _tally, lambda rows: _parse_again(rows, groups, contract)))  # fmt: skip
-            starts = position_of_blocks(number_files(spark, groups), _blocks(tally))
-            yield ParsedRows(_placed(kept, starts, groups, contract), _reasons(tally, starts))
+            starts = position_of_blocks(number_files(spark, groups), _blocks(kept.told))
+            yield ParsedRows(_placed(kept.rows, starts, groups, contract), _reasons(kept.told, starts))
 
 
 def _tally(kept: DataFrame) -> list[Row]:
@@ -89,31 +91,53 @@ def _parse_again(rows: DataFrame, groups: list[FileGroup], contract: Contract) -
     return reduce(DataFrame.unionByName, parts)
 
 
-@contextmanager
-def kept_rows(rows: DataFrame, tell: Callable[[DataFrame], list[Row]],
-              *again: Callable[[DataFrame], DataFrame]) -> Iterator[tuple[DataFrame, list[Row]]]:  # fmt: skip
-    """Judged rows on the executors' disks, as they are, while the block lasts, and what ``tell`` counts of them, by ``rule``
-    among others. Lines that a quick parse left over (``NOT_PLAIN``) are read ``again``, as long as any is left.
+@dataclass(frozen=True)
+class Kept:
+    """Judged rows that lie on the executors, and what was told of them. ``num_tasks`` is how many tasks read them, where these
+    have even shares."""
 
-    A columnar cache took longer to fill than the parsing. Kept rows go with their executor, so whoever uses them must be ready
-    to begin again (``is_lost``)."""
+    rows: DataFrame
+    told: list[Row]
+    num_tasks: int | None = None
+
+
+@contextmanager
+def kept_rows(rows: DataFrame, tell: Callable[[DataFrame], list[Row]], *again: Callable[[DataFrame], DataFrame],
+              spread_by: str | None = None) -> Iterator[Kept]:  # fmt: skip
+    """Judged rows, kept as they are while the block lasts, and what ``tell`` counts of them, by ``rule`` among others. Lines that
+    a quick parse left over (``NOT_PLAIN``) are read ``again``, as long as any is left.
+
+    They are kept where they were parsed, and go with their executor, so whoever uses them must be ready to begin again
+    (``is_lost``); or ``spread_by`` a column evenly, which Spark itself mends. (A columnar cache took longer to fill than the
+    parsing.)"""
     with ExitStack() as stack:
-        kept = _keep(rows, stack)
+        kept, num_tasks = _keep(rows, stack, spread_by)
         told = tell(kept)
         is_left = f"_refusal IS NOT NULL AND _refusal.rule = {literal(NOT_PLAIN)}"
         for read in again:
             if all(row["rule"] != NOT_PLAIN for row in told):
                 break
-            others = _keep(read(kept.where(is_left)), stack)
-            kept = kept.where(f"NOT ({is_left})").unionByName(others)
+            others, more = _keep(read(kept.where(is_left)), stack, spread_by)
+            kept, num_tasks = kept.where(f"NOT ({is_left})").unionByName(others), num_tasks + more
             told = [row for row in told if row["rule"] != NOT_PLAIN] + tell(others)
-        yield kept, told
+        yield Kept(kept, told, num_tasks if spread_by else None)
 
 
-def _keep(rows: DataFrame, stack: ExitStack) -> DataFrame:
-    kept = rows.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_DESER)
-    stack.callback(lambda: kept._jdf.queryExecution().analyzed().rdd().unpersist(False))
-    return kept
+def _keep(rows: DataFrame, stack: ExitStack, spread_by: str | None) -> tuple[DataFrame, int]:
+    """Rows worked out once, and the number of tasks that read them."""
+    if spread_by is None:
+        kept = rows.localCheckpoint(True, StorageLevel.MEMORY_AND_DISK_DESER)
+        stack.callback(lambda: kept._jdf.queryExecution().analyzed().rdd().unpersist(False))
+        return kept, 0
+    spark = rows.sparkSession
+    with session_settings(spark, TASKS_BY_SIZE):
+        spread = rows.repartition(spread_by)
+        # Asked for its rows, Spark carries out the shuffle and hands on what reads it: as often as we like, from disk, and worked
+        # out again where an executor is lost. To hold the rows themselves costs as much as to parse them.
+        shuffled = spread._jdf.queryExecution().toRdd()
+    stack.callback(lambda: shuffled.cleanShuffleDependencies(False))
+    again = spark._jsparkSession.internalCreateDataFrame(shuffled, spread._jdf.schema(), False)
+    return DataFrame(again, spark), shuffled.getNumPartitions()
 
 
 def all_refused(contract: Contract, parsed: ParsedRows, conflicts: DataFrame | None) -> DataFrame:
@@ -125,7 +149,8 @@ def all_refused(contract: Contract, parsed: ParsedRows, conflicts: DataFrame | N
         return bad
     refusal = (f"named_struct('column', {literal(', '.join(contract.key) or '_source, _position')}, 'rule', 'conflict', "
                "'value', concat('stored from ', _stored)) AS _refusal")  # fmt: skip
-    return bad.unionByName(parsed.valid.drop("_refusal").join(conflicts, ["_source", "_position"]).selectExpr(*names, refusal))
+    raw = parsed.valid.drop("_refusal") if parsed.raw is None else parsed.raw
+    return bad.unionByName(raw.join(conflicts, ["_source", "_position"]).selectExpr(*names, refusal))
 
 
 def is_lost(error: BaseException) -> bool:

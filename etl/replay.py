@@ -188,7 +188,7 @@ def _parse_group(rows: DataFrame, group: FileGroup, contract: Contract, schemas:
     # of a message what it held beside its value, too.
     asked = rows.where(f"_obstacle IS NULL AND form = {literal(group.form)} AND header <=> {header} "
                        f"AND {IS_MESSAGE} = {literal(group.is_topic)}")  # fmt: skip
-    file, source = (MESSAGE_FILE.format(source="source"), "_file.source") if group.is_topic else ("source AS _file", "_file")
+    file, source = (MESSAGE_FILE.format(""), "_file.source") if group.is_topic else ("source AS _file", "_file")
     known = schemas[group.header[0]].known if group.form == "avro" else None
     parsed = parse(asked.selectExpr(file, "modified AS _block", "position AS _row", text), group, _as_written(contract, group),
                    schemas=known)  # fmt: skip

@@ -14,6 +14,9 @@ from lakering.storage import StorageSettings
 
 T = TypeVar("T")
 DELTA = "io.delta.sql.DeltaSparkSessionExtension"
+#: Tasks that read a shuffle take so much of it, even where that leaves cores idle.
+TASKS_BY_SIZE = {"spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
+                 "spark.sql.adaptive.advisoryPartitionSizeInBytes": str(20 << 20)}  # fmt: skip
 
 
 def spark_session(name: str, storage: StorageSettings | None = None) -> SparkSession:

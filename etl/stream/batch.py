@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from etl.ingest import ATTEMPTS
-from etl.parse import all_refused, is_lost
+from etl.parse import all_refused
 from etl.reasons import named_counts
 from etl.session import session_settings
 from etl.sources.broker import Broker, Topic
@@ -74,14 +72,8 @@ class Stream:
     def take(self, spark: SparkSession, messages: DataFrame, number: int) -> None:
         """Takes in a micro-batch. Raises what batch ingest raises, and IntegrityError for a topic that is not what it was."""
         started = time.monotonic()
-        for attempt in range(ATTEMPTS):
-            try:
-                with session_settings(spark, SETTINGS):
-                    return self._parse_and_take(spark, messages, number, started)
-            except PySparkException as error:
-                if not is_lost(error) or attempt == ATTEMPTS - 1:
-                    raise
-                log.warning("an executor was lost with messages that it had parsed; reading them again")
+        with session_settings(spark, SETTINGS):
+            self._parse_and_take(spark, messages, number, started)
 
     def _parsed(self, messages: DataFrame) -> AbstractContextManager[Messages]:
         return parsed_messages(messages, self.state.topic_id, self.contract, self.schemas or self.habits)
@@ -108,7 +100,8 @@ class Stream:
         with table_lock(lake, contract.table), named_errors([]):
             if parsed.num_valid:
                 origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in offsets.items()}}
-                rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin)
+                rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin,
+                             batch.num_tasks, batch.survey)  # fmt: skip
                 counts, conflicts = self._write(spark, rows)
             if counts.conflicts:
                 refused[", ".join(contract.key) or "_source, _position", "conflict"] += counts.conflicts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from pyspark.sql import functions as F
 from etl.parse import ParsedRows, Reasons, kept_rows, parse
 from etl.sources.read import FileGroup
 from etl.sources.registry import MAX_IDS, WriterSchemas
+from etl.tables import Survey, survey_rows
 from etl.transforms.laid_json import Layout, find_layout
 from etl.transforms.lateness import LATENESS, TOPIC, with_time_limits
 from etl.transforms.message import MESSAGE_FILE
@@ -43,6 +45,8 @@ class Messages:
     lateness: dict[str, int]
     num_bytes: int
     prefix: str
+    num_tasks: int | None
+    survey: Survey | None
 
     @property
     def unknown_schemas(self) -> list[int]:
@@ -94,33 +98,45 @@ def judged_messages(messages: DataFrame, prefix: str, contract: Contract, writte
     as ``NOT_PLAIN``, to be parsed again.
 
     Raises SettingError for a contract that Spark cannot carry out."""
-    # A cast keeps the bytes, which are checked for UTF-8 when the text is parsed.
-    rows = messages.selectExpr(
-        f"concat({literal(prefix)}, partition) AS source", "key", "headers", "timestamp",
-        "unix_micros(timestamp) * 1000 AS _modified", "offset AS _position", "CAST(value AS STRING) AS _raw")  # fmt: skip
+    group = _group_of(written)
     if isinstance(written, WriterSchemas):
-        return _judged(rows, contract, avro_group(written.topic), schemas=written.known)
-    return _judged(rows, contract, JSON, quick=True, layout=written.layout)
+        return _judged(_raw_forms(messages, prefix, group), contract, group, schemas=written.known)
+    return _judged(_raw_forms(messages, prefix, group), contract, group, quick=True, layout=written.layout)
 
 
-def _judged_again(kept: DataFrame, contract: Contract, *, quick: bool = False) -> DataFrame:
-    places = (f"_{name} AS {name}" for name in ("source", "key", "headers", "timestamp"))
-    return _judged(kept.selectExpr(*places, "_modified", "_position", "_raw"), contract, JSON, quick=quick)
+def _group_of(written: Habits | WriterSchemas) -> FileGroup:
+    return avro_group(written.topic) if isinstance(written, WriterSchemas) else JSON
+
+
+def _raw_forms(messages: DataFrame, prefix: str, group: FileGroup) -> DataFrame:
+    """What quarantine holds of a message but for its refusal."""
+    # A cast keeps the bytes, which are checked for UTF-8 when the text is parsed.
+    return messages.selectExpr(
+        f"concat({literal(prefix)}, partition) AS _source", "offset AS _position", "unix_micros(timestamp) * 1000 AS _modified",
+        f"{literal(group.form)} AS _form", f"{_header(group)} AS _header", "CAST(value AS STRING) AS _raw", "key AS _key",
+        "headers AS _headers", "timestamp AS _timestamp")  # fmt: skip
+
+
+def _header(group: FileGroup) -> str:
+    return f"array({literals(group.header)})" if group.header else "CAST(NULL AS array<string>)"
 
 
 def _judged(rows: DataFrame, contract: Contract, group: FileGroup, **how: Any) -> DataFrame:
     # In the places of file, block and row the parsers hand on what a row keeps: where it came from, its record's time (ns),
     # its offset.
-    placed = rows.selectExpr(MESSAGE_FILE.format(source="source"), "_modified AS _block", "_position AS _row", "_raw")
+    placed = rows.selectExpr(MESSAGE_FILE.format("_"), "_modified AS _block", "_position AS _row", "_raw")
     judged = with_time_limits(parse(placed, group, contract, **how), contract, "_block")
     columns = [quote_name(column.name) for column in contract.columns]
-    nothing = (f"CASE WHEN _raw IS NULL THEN {_of_no_column('tombstone')} "
+    refusal = (f"CASE WHEN _raw IS NULL THEN {_of_no_column('tombstone')} "
                f"WHEN _refusal.rule = {literal(BLANK)} THEN {_of_no_column('empty')} ELSE _refusal END AS _refusal")  # fmt: skip
-    header = f"array({literals(group.header)})" if group.header else "CAST(NULL AS array<string>)"
-    return judged.selectExpr(
+    told = judged.selectExpr(*columns, "_content_hash", "_file", "_block", "_row", "_raw", LATENESS, refusal)
+    # Of a valid row nothing of the raw form is kept: a conflict, which is rare, reads it again.
+    raw = {"_form": literal(group.form), "_header": _header(group), "_raw": "_raw", "_key": "_file.key",
+           "_headers": "_file.headers", "_timestamp": "_file.timestamp"}  # fmt: skip
+    return told.selectExpr(
         *columns, "_content_hash", "_file.source AS _source", "_row AS _position", "_block AS _modified",
-        f"{literal(group.form)} AS _form", f"{header} AS _header", "_raw", nothing, "_file.key AS _key",
-        "_file.headers AS _headers", "_file.timestamp AS _timestamp", LATENESS)  # fmt: skip
+        *(f"if(_refusal IS NULL, NULL, {value}) AS {name}" for name, value in raw.items()), "_refusal",
+        "octet_length(_raw) AS _bytes", LATENESS)  # fmt: skip
 
 
 @contextmanager
@@ -133,16 +149,22 @@ def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract,
     again: list[Callable[[DataFrame], DataFrame]] = []
     if isinstance(written, Habits):
         written.look(messages, contract)
-        again = [lambda rows: _judged_again(rows, contract, quick=True)] if written.layout else []
-        again.append(lambda rows: _judged_again(rows, contract))
+        again = [lambda rows: _judged(rows, contract, JSON, quick=True)] if written.layout else []
+        again.append(lambda rows: _judged(rows, contract, JSON))
     left: list[int] = []
+    surveys: list[Survey] = []
 
     def tell(kept: DataFrame) -> list[Row]:
-        told = _tally(kept, contract)
+        with ThreadPoolExecutor(1) as pool:  # two small queries: more of their time is Spark's planning than their tasks'
+            surveying = pool.submit(survey_rows, kept.where("_refusal IS NULL"), contract)
+            told = _tally(kept, contract)
+            surveys.append(surveying.result())
         left.append(sum(row["count"] for row in told if row["rule"] == NOT_PLAIN))
         return told
 
-    with kept_rows(judged_messages(messages, prefix, contract, written), tell, *again) as (kept, tally):
+    judged = judged_messages(messages, prefix, contract, written)
+    with kept_rows(judged, tell, *again, spread_by="_position") as kept:
+        tally = kept.told
         if isinstance(written, Habits):
             written.learn(left[0], sum(row["count"] for row in tally))
         reasons: Reasons = Counter()
@@ -156,10 +178,12 @@ def parsed_messages(messages: DataFrame, topic_id: str, contract: Contract,
             first, end = offsets.get(partition, (row["first"], row["last"] + 1))
             offsets[partition] = (min(first, row["first"]), max(end, row["last"] + 1))
         yield Messages(
-            ParsedRows(kept.drop("_lateness"), reasons), dict(sorted(offsets.items())),
+            ParsedRows(kept.rows.drop(LATENESS, "_bytes"), reasons, _raw_forms(messages, prefix, _group_of(written))),
+            dict(sorted(offsets.items())),
             max((row["newest"] for row in tally), default=None),
             max((row["watermark"] for row in tally if row["watermark"] is not None), default=None),
-            dict(lateness), sum(row["bytes"] or 0 for row in tally), prefix)  # fmt: skip
+            dict(lateness), sum(row["bytes"] or 0 for row in tally), prefix, kept.num_tasks,
+            surveys[0] if len(surveys) == 1 else None)  # fmt: skip
 
 
 def _tally(kept: DataFrame, contract: Contract) -> list[Row]:
@@ -170,7 +194,7 @@ def _tally(kept: DataFrame, contract: Contract) -> list[Row]:
     return kept.groupBy("_source", "_refusal.column", "_refusal.rule", "_lateness").agg(
         F.count("*").alias("count"), F.min("_position").alias("first"), F.max("_position").alias("last"),
         F.expr("max(_modified) div 1000").alias("newest"), F.expr(f"max(CAST({event} AS BIGINT))").alias("watermark"),
-        F.sum(F.octet_length("_raw")).alias("bytes")).collect()  # fmt: skip
+        F.sum("_bytes").alias("bytes")).collect()  # fmt: skip
 
 
 def _of_no_column(rule: str) -> str:

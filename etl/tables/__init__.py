@@ -6,12 +6,13 @@ from etl.tables.lock import table_lock
 from etl.tables.origins import read_origins
 from etl.tables.progress import append_progress, read_progress
 from etl.tables.quarantine import has_quarantine, mark_replayed, read_quarantine, write_quarantine
-from etl.tables.write import Batch, Counts, foresee_rows, write_rows
+from etl.tables.write import Batch, Counts, Survey, foresee_rows, survey_rows, write_rows
 
 __all__ = [
     "Batch",
     "Counts",
     "SmallFiles",
+    "Survey",
     "append_progress",
     "create_table",
     "foresee_rows",
@@ -22,6 +23,7 @@ __all__ = [
     "read_progress",
     "read_quarantine",
     "read_table",
+    "survey_rows",
     "table_id",
     "table_lock",
     "table_version",

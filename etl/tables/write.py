@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,18 +14,26 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from etl.session import session_settings
+from etl.session import TASKS_BY_SIZE, session_settings
 from etl.tables.delta import create_table, is_table, read_commits, spark_schema, table_version, validate_shape
 from etl.tables.retry import run_again_on_conflict
 from etl.transforms.provenance import key_of, newest_last, with_rank_in_key
 from etl.transforms.sql import literal, names
+from etl.transforms.validation import INTEGERS
 from lakering.lake import Lake
 from schemas import Contract
 from schemas.expressions import quote_name
 
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 #: Above this many touched partition values, the literals would outgrow what they save.
 MAX_LITERALS = 1000
 DATED = ("date", "timestamp")
+#: Of types whose values lie evenly on a line: the SQL of a value's number, and the value again.
+NUMBERS: dict[str, tuple[str, Callable[[int], object]]] = {
+    **dict.fromkeys(INTEGERS, ("CAST({} AS BIGINT)", int)),
+    "date": ("unix_date({})", lambda days: EPOCH.date() + datetime.timedelta(days)),
+    "timestamp": ("unix_micros({})", lambda micros: EPOCH + datetime.timedelta(microseconds=micros)),
+}
 #: Of source, for each file and for each task; less where that leaves cores idle, but not so little that tasks cost more.
 BYTES_PER_TASK, MIN_BYTES_PER_FILE, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 16 << 20, 4 << 20, 8
 USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
@@ -33,8 +42,6 @@ REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
 #: not small, without being brought together by them.
 FEW_PARTITIONS = 4
 OPEN_FILES = {"spark.sql.maxConcurrentOutputFileWriters": str(FEW_PARTITIONS)}
-TASKS_BY_SIZE = {"spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
-                 "spark.sql.adaptive.advisoryPartitionSizeInBytes": str(16 << 20)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,16 +55,29 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """Of a batch the values of its partition columns (None when they are too many, or there are no such columns), whether a key
+    may stand in it twice, and the least and the greatest value of columns of the key."""
+
+    values: list[tuple[object, ...]] | None
+    is_repeated: bool
+    bounds: dict[str, tuple[object, object]]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Valid rows (the contract's columns, provenance, ``_modified``), which are read several times; how many, from how many
     bytes of source. ``id`` is unlike that of every other run: it tells this run's commit from others. ``origin`` is what else
-    the commit is to tell of where the rows came from."""
+    the commit is to tell of where the rows came from. ``num_tasks`` is how many tasks read the rows, where these have even
+    shares; None where they may not. ``survey`` is what ``survey_rows`` says of them, if it was asked."""
 
     rows: DataFrame
     num_rows: int
     num_bytes: int
     id: str
     origin: Mapping[str, Any] = field(default_factory=dict)
+    num_tasks: int | None = None
+    survey: Survey | None = None
 
     @property
     def metadata(self) -> str:
@@ -71,61 +91,73 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
     Returns the counts, and of conflicts ``_source, _position, _stored``. On a local file system the caller holds the table's
     lock; elsewhere another writer's commit in between makes the merge run again. Raises BusyError when that has no end."""
     with ThreadPoolExecutor(1) as pool:  # the table's log and the rows keep different parts of a machine waiting
-        survey = pool.submit(_survey, batch.rows, contract)
+        surveying = pool.submit(lambda: batch.survey or survey_rows(batch.rows, contract))
         table = create_table(spark, lake, contract)
-        values, repeated = survey.result()
+        survey = surveying.result()
     before = table_version(lake, contract.table)[1]
-    touched = _condition(values, contract, "old")
-    is_few = values is not None and len(values) <= FEW_PARTITIONS
-    _merge(table, lake, contract, batch, _winners(batch, contract, values, repeated), touched, is_few)
+    _merge(table, lake, contract, batch, _winners(batch, contract, survey), survey)
     inserted = _num_inserted(lake, contract, before, batch.metadata)
     if contract.repeated_key == "keep" and inserted == batch.num_rows:
         return Counts(written=inserted), None  # every row is there, so no key was twice and none was known
     stored = DeltaTable.forPath(spark, lake.storage.uri(*lake.table(contract.table))).toDF()
-    return judge(batch.rows, stored.alias("old").where(touched), contract)
+    return judge(batch.rows, stored.alias("old").where(_condition(survey, contract, "old")), contract)
 
 
-def _survey(rows: DataFrame, contract: Contract) -> tuple[list[tuple[object, ...]] | None, bool]:
-    """The values of the partition columns in a batch (None when there are too many, or no partitions), and whether a key may
-    stand in it twice."""
+def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
+    types = {column.name: column.type for column in contract.columns}
     columns = [quote_name(name) for name in contract.partition_by]
-    hashed = rows.selectExpr(*columns, f"xxhash64({names(contract.key)}) AS _hash" if contract.key else "0 AS _hash")
-    each = hashed.groupBy(*columns, "_hash").count()
-    counted = each.groupBy(*columns).agg(F.max("count").alias("_count"))
+    bounded = [name for name in contract.key if name not in contract.partition_by and types[name] in NUMBERS]
+    numbers = {f"_of_{name}": NUMBERS[types[name]][0].format(quote_name(name)) for name in bounded}
+    hashed = rows.selectExpr(*columns, f"xxhash64({names(contract.key)}) AS _hash" if contract.key else "0 AS _hash",
+                             *(f"{number} AS {quote_name(name)}" for name, number in numbers.items()))  # fmt: skip
+    each = hashed.groupBy(*columns, "_hash", *map(quote_name, numbers)).agg(F.count("*").alias("_count"))
+    ends = [end(quote_name(name)).alias(f"_{end.__name__}{name}") for name in numbers for end in (F.min, F.max)]
+    counted = each.groupBy(*columns).agg(F.max("_count").alias("_count"), *ends)
     # As texts, where Python's dates end earlier than Spark's.
-    dated = [f"CAST({c} AS STRING)" if contract.require(n, "it").type in DATED else c
-             for c, n in zip(columns, contract.partition_by, strict=True)]  # fmt: skip
-    found = counted.selectExpr(*dated, "_count").limit(MAX_LITERALS + 1).collect()
-    repeated = bool(contract.key) and any(row["_count"] > 1 for row in found)
+    dated = [f"CAST({c} AS STRING)" if types[n] in DATED else c for c, n in zip(columns, contract.partition_by, strict=True)]
+    others = (quote_name(name) for name in counted.columns[len(columns) :])
+    found = counted.selectExpr(*dated, *others).limit(MAX_LITERALS + 1).collect()
     if len(found) > MAX_LITERALS:
-        return None, bool(contract.key)
-    return [tuple(row)[:-1] for row in found] if columns else None, repeated
+        return Survey(None, bool(contract.key), {})
+    bounds: dict[str, tuple[object, object]] = {}
+    for name in bounded if found else ():
+        value_of = NUMBERS[types[name]][1]
+        ends_of = (min(row[f"_min_of_{name}"] for row in found), max(row[f"_max_of_{name}"] for row in found))
+        bounds[name] = (value_of(ends_of[0]), value_of(ends_of[1]))
+    values = [tuple(row)[: len(columns)] for row in found] if columns else None
+    return Survey(values, bool(contract.key) and any(row["_count"] > 1 for row in found), bounds)
 
 
-def _winners(batch: Batch, contract: Contract, values: list[tuple[object, ...]] | None, repeated: bool) -> DataFrame:
+def _winners(batch: Batch, contract: Contract, survey: Survey) -> DataFrame:
     """Of each key the row that stands, shuffled once: by the table's partitions, each cut by the key's hash into buckets of
-    bounded size. That brings rows of one key together, and each partition and bucket is a file of one task."""
+    bounded size. That brings rows of one key together, and each partition and bucket is a file of one task. Rows that lie in
+    even shares already, each key once, are not moved where the files are as large without it."""
     cores = batch.rows.sparkSession.sparkContext.defaultParallelism
-    num_partitions = len(values) if values else 1
+    num_partitions = len(survey.values) if survey.values else 1
     each = batch.num_bytes / num_partitions
     # Cut further where cores would idle, but for files that would be small.
     buckets = max(1, math.ceil(each / BYTES_PER_TASK), min(math.ceil(cores / num_partitions), int(each / MIN_BYTES_PER_FILE)))
+    is_even = batch.num_tasks is not None and batch.num_tasks <= max(buckets, int(each / MIN_BYTES_PER_FILE))
+    if is_even and not survey.is_repeated and num_partitions <= FEW_PARTITIONS:
+        return batch.rows
     hashed = batch.rows.selectExpr("*", f"xxhash64({names(key_of(contract))}) AS _hash")
     placed = hashed.selectExpr("*", f"pmod(_hash, {buckets}) AS _bucket")
     size = min(BYTES_PER_TASK, max(MIN_BYTES_PER_TASK, batch.num_bytes // (TASKS_PER_CORE * cores)))
     # A number of tasks is kept as it is said: Spark, choosing one, would leave cores idle at the end.
     spread = placed.repartition(math.ceil(batch.num_bytes / size) or 1, *map(quote_name, contract.partition_by), "_bucket")
-    if not repeated:
+    if not survey.is_repeated:
         return spread
     return with_rank_in_key(spread, contract, within=(*contract.partition_by, "_bucket", "_hash")).where("_rank = 1")
 
 
-def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winners: DataFrame, touched: str,
-           is_few: bool) -> None:  # fmt: skip
+def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winners: DataFrame,
+           survey: Survey) -> None:  # fmt: skip
     spark = winners.sparkSession
     columns = spark_schema(contract).names
     new = winners.selectExpr(*map(quote_name, columns)).alias("new")
-    same = f"{touched} AND {_same_key(contract, 'old', 'new')}"
+    same = f"{_condition(survey, contract, 'old')} AND {_same_key(contract, 'old', 'new')}"
+    touched = _of_partitions(survey.values, contract, "old")
+    is_few = survey.values is not None and len(survey.values) <= FEW_PARTITIONS
 
     def run() -> None:
         # Into partitions without a row nothing is joined, so what comes is spread as it is to be written.
@@ -164,8 +196,15 @@ def _same_key(contract: Contract, old: str, new: str) -> str:
     return " AND ".join(f"{old}.{quote_name(name)} = {new}.{quote_name(name)}" for name in key_of(contract))
 
 
-def _condition(values: list[tuple[object, ...]] | None, contract: Contract, alias: str) -> str:
-    """Names partitions as literals: Delta prunes by nothing else; a join on the partition columns reads the whole table."""
+def _condition(survey: Survey, contract: Contract, alias: str) -> str:
+    """Where the batch's keys may be stored. Names partitions and bounds as literals: Delta prunes by nothing else; a join on the
+    columns reads the whole table."""
+    bounds = [f"{alias}.{quote_name(name)} BETWEEN {literal(least)} AND {literal(most)}"
+              for name, (least, most) in survey.bounds.items()]  # fmt: skip
+    return " AND ".join([_of_partitions(survey.values, contract, alias), *bounds])
+
+
+def _of_partitions(values: list[tuple[object, ...]] | None, contract: Contract, alias: str) -> str:
     if values is None:
         return "true"
     columns = [f"{alias}.{quote_name(name)}" for name in contract.partition_by]
@@ -209,7 +248,7 @@ def foresee_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Bat
     ranked = with_rank_in_key(batch.rows, contract)
     first = "first(_content_hash) OVER (PARTITION BY " + ", ".join(key) + " ORDER BY _rank) AS _first_hash"
     new = ranked.selectExpr(*ranked.columns, first).alias("new")
-    table = _stored(spark, lake, contract).alias("old").where(_condition(_survey(batch.rows, contract)[0], contract, "old"))
+    table = _stored(spark, lake, contract).alias("old").where(_condition(survey_rows(batch.rows, contract), contract, "old"))
     joined = new.join(table, F.expr(_same_key(contract, "old", "new")), "left")
     if contract.repeated_key == "replace":
         order = newest_last(contract)

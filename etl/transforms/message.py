@@ -10,8 +10,8 @@ from schemas import Column, Contract
 from schemas.expressions import quote_name
 from schemas.messages import HEADER
 
-#: What ``_file`` is of a message: its source, then what it holds beside its value.
-MESSAGE_FILE = "named_struct('source', {source}, 'key', key, 'headers', headers, 'timestamp', timestamp) AS _file"
+#: What ``_file`` is of a message: its source, then what it holds beside its value; of columns whose names may begin alike.
+MESSAGE_FILE = "named_struct('source', {0}source, 'key', {0}key, 'headers', {0}headers, 'timestamp', {0}timestamp) AS _file"
 
 
 def with_message_cells(cells: DataFrame, contract: Contract) -> DataFrame:

@@ -168,6 +168,21 @@ def test_other_content_under_a_stored_key_is_a_conflict_and_the_first_stays(trip
     assert [(row["id"], row["fare"]) for row in trips.rows()] == [(1, 1.0), (2, 10.5)]
 
 
+def test_keys_of_dates_and_times_are_found_again_at_both_ends_of_what_they_hold(make_trips):
+    column = "      - {{name: {0}, logicalType: {1}, primaryKey: true, primaryKeyPosition: {2}}}\n"
+    trips = make_trips(columns=column.format("since", "date", 3) + column.format("moment", "timestamp", 4))
+    header = HEADER.replace("\n", ",since,moment\n")
+    keys = [("-2147483648", "0001-01-01,0001-01-01T00:00:00Z"), ("-1", "1969-12-31,1969-12-31T23:59:59.999999Z"),
+            ("2147483647", "9999-12-31,9999-12-31T23:59:59.999999Z")]  # fmt: skip
+    lines = [line(id=id) + "," + others for id, others in keys]
+    assert trips.csv(*lines, header=header).rows_written == 3
+    for number, text in enumerate(lines):  # each alone, so that it is all that the batch spans
+        assert trips.csv(text, name=f"{number}.csv", header=header).rows_already_present == 1
+        changed = trips.csv(text.replace("10.5", "11"), name=f"other-{number}.csv", header=header)
+        assert changed.refused == {"day, id, since, moment: conflict": 1}
+    assert trips.csv(*lines, name="again.csv", header=header).rows_already_present == 3
+
+
 def test_csv_and_json_rows_of_the_same_content_are_the_same(trips):
     trips.csv(line(id="1", note="NA"), line(id="2", note='"a ""b"""'))
     trips.write("a.jsonl", '{"day":"2024-01-01","id":1,"at":"2024-01-01T08:00:00+00:00","fare":1.05e1,"price":1.25,"zone":"north","paid":true}\n'

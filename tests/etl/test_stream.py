@@ -37,7 +37,7 @@ def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
     stream.send(trip(id=1), trip(id=2), trip(id=2), partition=1)
     result = stream.drain()
     assert (result.rows_read, result.rows_written, result.rows_already_present, result.rows_refused) == (15, 2, 1, 12)
-    stream.send(trip(id=2), trip(id=2, fare=11.0), trip(id=3), partition=0)
+    stream.send(trip(id=2), trip(id=2, fare=11.0), trip(id=3), partition=0, key=b"k2")
     result = stream.drain()
     assert (result.rows_read, result.rows_written, result.rows_already_present) == (3, 1, 1)
     assert result.refused == {"day, id: conflict": 1}
@@ -55,6 +55,8 @@ def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
     assert bytes(entry["raw"]) == b'{"note": "\xff"}'
     assert (bytes(entry["key"]), [(h["key"], bytes(h["value"])) for h in entry["headers"]]) == (b"k", [("h", b"v")])
     assert entry["timestamp"].timestamp() == 1704096000.123
+    entry = quarantine.where("rule = 'conflict'").collect()[0]
+    assert (bytes(entry["raw"]), entry["key"], entry["headers"], entry["form"]) == (trip(id=2, fare=11.0), b"k2", None, "json")
     assert stream.ids() == [1, 2, 3]
 
     again = stream.drain(start="earliest")

@@ -24,7 +24,7 @@ from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
 from etl.tables import Batch, Counts, SmallFiles, table_lock, write_quarantine, write_rows
 from etl.transforms.lateness import BUCKETS
-from lakering.errors import SettingError, StreamRefusedError
+from lakering.errors import IntegrityError, SettingError, StreamRefusedError
 from lakering.names import fingerprint
 from schemas import Contract
 
@@ -91,9 +91,7 @@ class Stream:
         if not offsets:  # Spark's first batch, of a topic that holds nothing yet
             return
         # Now that the messages are read: what is the same topic now was the same when they were.
-        topic = self.broker.describe_topic(self.state.topic, BROKER_PATIENCE_S)
-        if topic.id != self.state.topic_id or len(topic.end) < self.state.partitions:
-            raise gap_error(find_gap(self.state, topic) or "")
+        topic = self._same_topic()
         lake, contract, parsed, now = self.place.lake, self.contract, batch.parsed, datetime.datetime.now(datetime.UTC)
         refused = Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)})
         counts, conflicts = Counts(), None
@@ -108,10 +106,30 @@ class Stream:
             if refused:
                 rows_refused = all_refused(contract, parsed, conflicts)
                 write_quarantine(spark, lake, contract, rows_refused, now.date(), batch.within)
+            if conflicts is not None:
+                self._validate_read_again(rows_refused, counts.conflicts)
             self._record(batch, offsets, counts, refused, topic, number)
             if counts.written:
                 self.small_files.merge(spark)
         self._report(batch, counts, refused, topic, number, now, time.monotonic() - started)
+
+    def _same_topic(self) -> Topic:
+        """The topic, as it is now. Raises IntegrityError when it is not the one that was read before."""
+        topic = self.broker.describe_topic(self.state.topic, BROKER_PATIENCE_S)
+        if topic.id != self.state.topic_id or len(topic.end) < self.state.partitions:
+            raise gap_error(find_gap(self.state, topic) or "")
+        return topic
+
+    def _validate_read_again(self, refused: DataFrame, num_conflicts: int) -> None:
+        """Conflicts were read from the topic again, for their raw forms. Raises IntegrityError when they were not all there."""
+        self._same_topic()
+        found = refused.where("_refusal.rule = 'conflict'").count()
+        if found < num_conflicts:
+            raise IntegrityError(
+                f"topic '{self.state.topic}' lost {num_conflicts - found:,} of {num_conflicts:,} messages in conflict with table "
+                f"'{self.contract.table}' while they were taken in",
+                next_step="run again: the batch is read anew, and nothing is put in twice",
+            )
 
     def _write(self, spark: SparkSession, rows: Batch) -> tuple[Counts, DataFrame | None]:
         try:

@@ -70,7 +70,7 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
         return ensure_table(
             spark, lake, lake.table(contract.table), wanted, contract.partition_by, {**properties, **_skipping(contract)}
         )
-    new = validate_shape(spark, lake, contract)
+    new = validate_shape(lake, contract)
     table = DeltaTable.forPath(spark, uri)
     if new:
         there = table.toDF().columns  # a job that was killed here may have added them, and not noted it
@@ -82,7 +82,7 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
     return table
 
 
-def validate_shape(spark: SparkSession, lake: Lake, contract: Contract) -> list[Column]:
+def validate_shape(lake: Lake, contract: Contract) -> list[Column]:
     """The contract's columns that its table, which is there, has yet to take up. Raises as ``create_table`` does."""
     uri, shape = lake.storage.uri(*lake.table(contract.table)), _shape(contract)
     # Not from Delta's own detail(): it counts the table's files, in two Spark jobs.

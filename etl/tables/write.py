@@ -104,6 +104,7 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
 
 
 def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
+    """What ``write_rows`` has to know of valid rows before it merges them."""
     types = {column.name: column.type for column in contract.columns}
     columns = [quote_name(name) for name in contract.partition_by]
     bounded = [name for name in contract.key if name not in contract.partition_by and types[name] in NUMBERS]
@@ -117,6 +118,7 @@ def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
     dated = [f"CAST({c} AS STRING)" if types[n] in DATED else c for c, n in zip(columns, contract.partition_by, strict=True)]
     others = (quote_name(name) for name in counted.columns[len(columns) :])
     found = counted.selectExpr(*dated, *others).limit(MAX_LITERALS + 1).collect()
+    found = [row for row in found if row["_count"] is not None]  # of no rows, and no partitions, there is one row of nulls
     if len(found) > MAX_LITERALS:
         return Survey(None, bool(contract.key), {})
     bounds: dict[str, tuple[object, object]] = {}
@@ -238,7 +240,7 @@ def _stored(spark: SparkSession, lake: Lake, contract: Contract) -> DataFrame:
     uri = lake.storage.uri(*lake.table(contract.table))
     if not is_table(spark, uri):
         return spark.createDataFrame([], spark_schema(contract))
-    validate_shape(spark, lake, contract)
+    validate_shape(lake, contract)
     return spark.read.format("delta").load(uri)
 
 

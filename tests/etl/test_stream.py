@@ -68,6 +68,26 @@ def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
     assert stream.ids() == [1, 2, 3, 4]
 
 
+KEY_OF_TEXT = {"primaryKey: true, primaryKeyPosition: 1, partitioned: true": "required: true",
+               "primaryKey: true, primaryKeyPosition: 2": "required: true",
+               "- name: zone": "- name: zone\n        primaryKey: true"}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{", partitioned: true": ""}, KEY_OF_TEXT], ids=["numbers", "text"])
+def test_without_partitions_batches_of_nothing_and_of_poison_alone_are_taken_in(stream, changes):
+    path = stream.trips.folder / "trips.yaml"
+    for old, new in changes.items():
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    assert stream.drain().rows_read == 0
+    stream.send(b"{", None)
+    assert stream.drain().refused == {"json": 1, "tombstone": 1}
+    stream.send(trip(id=1), b"{")
+    result = stream.drain()
+    assert (result.rows_written, result.rows_refused) == (1, 1)
+    assert stream.ids() == [1]
+
+
 def test_a_checkpoint_that_is_gone_or_broken_is_an_error_that_names_the_choices(stream):
     stream.send(trip(id=1))
     stream.drain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,27 @@ def trip(**values: Any) -> bytes:
     return json.dumps({**GOOD, **values}).encode()
 
 
+def create_topic(admin: AdminClient, topic: NewTopic) -> None:
+    """Makes a topic, and waits until the broker names it: its controller knows it some moments before."""
+    admin.create_topics([topic])[topic.topic].result(60)
+    _await(admin, topic.topic, True)
+
+
+def delete_topic(admin: AdminClient, name: str) -> None:
+    """Deletes a topic, and waits until the broker names it no more."""
+    admin.delete_topics([name])[name].result(60)
+    _await(admin, name, False)
+
+
+def _await(admin: AdminClient, name: str, is_there: bool) -> None:
+    deadline = time.monotonic() + 60
+    while (name in admin.list_topics(timeout=60).topics) != is_there:
+        assert time.monotonic() < deadline, (
+            f"the broker names its topics otherwise: {name} {'is not' if is_there else 'is'} there"
+        )
+        time.sleep(0.02)
+
+
 @dataclass
 class StreamedTrips:
     trips: Trips
@@ -44,10 +66,10 @@ class StreamedTrips:
     def create(self, partitions: int = 2) -> None:
         # Kept whatever a message's timestamp: the broker would delete those that are old.
         kept = {"max.message.bytes": "20000000", "retention.ms": "-1"}
-        self.admin.create_topics([NewTopic(self.topic, partitions, config=kept)])[self.topic].result(60)
+        create_topic(self.admin, NewTopic(self.topic, partitions, config=kept))
 
     def delete(self) -> None:
-        self.admin.delete_topics([self.topic])[self.topic].result(60)
+        delete_topic(self.admin, self.topic)
 
     def send(self, *values: bytes | None, partition: int = 0, **more: Any) -> None:
         producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 20_000_000})

@@ -17,6 +17,7 @@ from lakering.errors import InputError, LakeringError, SettingError
 from recipes import read_recipe
 from recipes.kafka import Kafka
 from tests.etl.conftest import PASSWORD
+from tests.etl.streams import create_topic, delete_topic
 
 WRONG = "through-the-looking-glass"
 
@@ -47,9 +48,9 @@ def test_a_topic_made_again_has_another_id(broker):
     admin = AdminClient({"bootstrap.servers": broker.servers})
     kafka, ids = Kafka(servers=broker.servers), set()
     for _ in range(2):
-        admin.create_topics([NewTopic("test_broker_again", 1)])["test_broker_again"].result(30)
+        create_topic(admin, NewTopic("test_broker_again", 1))
         ids.add(describe_topic(kafka, "test_broker_again").id)
-        admin.delete_topics(["test_broker_again"])["test_broker_again"].result(30)
+        delete_topic(admin, "test_broker_again")
     assert len(ids) == 2
 
 

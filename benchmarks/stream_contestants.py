@@ -10,7 +10,7 @@ import shutil
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,14 @@ from benchmarks.stream_messages import (
 )
 from etl.stream.batch import StreamResult
 from etl.stream.messages import Habits, judged_messages
-from etl.stream.run import MAX_WAIT_MS, Start, stream_tables
+from etl.stream.run import READING, Start, stream_tables
 from etl.tables.delta import read_commits
 from recipes import Recipe, read_recipe
 from schemas import read_contract
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPIC, BATCHES = "events", 4
+NOTHING: Mapping[str, str] = {}
 
 
 class Contestants:
@@ -112,7 +113,7 @@ class Contestants:
             judged = judged_messages(messages, "kafka:x/", self._contract, habits)
             judged.write.format("noop").mode("overwrite").save()
 
-        seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse), max_wait_ms=MAX_WAIT_MS)
+        seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse), reading=READING)
         return seconds, Work(self.num_rows, self.num_rows, 0)
 
     def append(self) -> tuple[float, Work]:
@@ -136,12 +137,11 @@ class Contestants:
         seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(put))
         return seconds, self._work(table)
 
-    def _stream(self, query: Callable[[DataFrame], Any], *path: str, max_wait_ms: int | None = None) -> float:
+    def _stream(self, query: Callable[[DataFrame], Any], *path: str, reading: Mapping[str, str] = NOTHING) -> float:
         start = time.perf_counter()
         rows = self._spark.readStream.format("kafka").option("kafka.bootstrap.servers", self._servers)
         rows = rows.option("subscribe", TOPIC).option("startingOffsets", "earliest").option("includeHeaders", "true")
-        rows = rows.option("maxOffsetsPerTrigger", self._max_offsets)
-        rows = rows if max_wait_ms is None else rows.option("kafka.fetch.max.wait.ms", max_wait_ms)
+        rows = rows.option("maxOffsetsPerTrigger", self._max_offsets).options(**reading)
         writer = query(rows.load()).option("checkpointLocation", str(self._lake / "checkpoint"))
         running = writer.trigger(availableNow=True).start(*path)
         running.awaitTermination()

@@ -28,8 +28,9 @@ from schemas import Contract
 from schemas.avro import UnusableSchemaError, WriterSchema
 
 POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 20.0, 60.0
-#: At a topic's end a broker waits so long for more (500 ms by default), and with it the consumer that reads ahead, and its task.
-MAX_WAIT_MS = 10
+#: At a topic's end a broker waits for more (500 ms by default), and with it the consumer that reads ahead, and its task. With
+#: each poll, of 500 messages by default, Spark asks the broker twice where the partition begins and ends: so it is to be a fetch.
+READING = {"kafka.fetch.max.wait.ms": "10", "kafka.max.poll.records": "10000"}
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
 
 
@@ -60,7 +61,7 @@ class Query:
         # Of a partition that is not named here Spark takes all: it was added since.
         rows = rows.option("startingOffsets", _offsets(source.topic, state.starting)).option("includeHeaders", "true")
         rows = rows.option("maxOffsetsPerTrigger", _most(stream, source)).option("failOnDataLoss", "true")
-        rows = rows.option("kafka.isolation.level", "read_committed").option("kafka.fetch.max.wait.ms", MAX_WAIT_MS)
+        rows = rows.option("kafka.isolation.level", "read_committed").options(**READING)
         writer = rows.load().writeStream.foreachBatch(self._take)
         writer = writer.option("checkpointLocation", place.lake.storage.uri(*place.checkpoint))
         writer = writer.queryName(f"{source.topic} into {place.table}")

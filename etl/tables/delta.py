@@ -39,6 +39,12 @@ def spark_schema(contract: Contract) -> T.StructType:
     return T.StructType(fields + PROVENANCE_FIELDS + modified)
 
 
+def column_names(contract: Contract) -> list[str]:
+    """The names of ``spark_schema``, which asks Spark for its types."""
+    modified = [MODIFIED] if contract.repeated_key == "replace" else []
+    return [*(column.name for column in contract.columns), *(field.name for field in PROVENANCE_FIELDS), *modified]
+
+
 def is_table(spark: SparkSession, uri: str) -> bool:
     return DeltaTable.isDeltaTable(spark, uri)
 
@@ -63,13 +69,11 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
     """The contract's table, made when it is missing, and widened by the contract's new nullable columns.
 
     Raises SettingError, with both sides, when the contract and the table differ in anything else."""
-    uri, wanted = lake.storage.uri(*lake.table(contract.table)), spark_schema(contract)
-    shape = _shape(contract)
+    uri, shape = lake.storage.uri(*lake.table(contract.table)), _shape(contract)
     if not is_table(spark, uri):
         properties = {"delta.checkpointInterval": "20", "delta.isolationLevel": "Serializable", SHAPE: json.dumps(shape)}
-        return ensure_table(
-            spark, lake, lake.table(contract.table), wanted, contract.partition_by, {**properties, **_skipping(contract)}
-        )
+        properties |= _skipping(contract)
+        return ensure_table(spark, lake, lake.table(contract.table), spark_schema(contract), contract.partition_by, properties)
     new = validate_shape(lake, contract)
     table = DeltaTable.forPath(spark, uri)
     if new:

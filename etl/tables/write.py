@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from etl.session import TASKS_BY_SIZE, session_settings
-from etl.tables.delta import create_table, is_table, read_commits, spark_schema, table_version, validate_shape
+from etl.tables.delta import column_names, create_table, is_table, read_commits, spark_schema, table_version, validate_shape
 from etl.tables.retry import run_again_on_conflict
 from etl.transforms.provenance import key_of, newest_last, with_rank_in_key
 from etl.transforms.sql import literal, names
@@ -155,7 +155,7 @@ def _winners(batch: Batch, contract: Contract, survey: Survey) -> DataFrame:
 def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winners: DataFrame,
            survey: Survey) -> None:  # fmt: skip
     spark = winners.sparkSession
-    columns = spark_schema(contract).names
+    columns = column_names(contract)
     new = winners.selectExpr(*map(quote_name, columns)).alias("new")
     same = f"{_condition(survey, contract, 'old')} AND {_same_key(contract, 'old', 'new')}"
     touched = _of_partitions(survey.values, contract, "old")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 
 from etl.transforms.parsing import PLACE, cell
-from etl.transforms.plain_json import NO_CONTROL, NOT_PLAIN, STRINGS, cell_type, fits, is_clean, typed_value
+from etl.transforms.plain_json import CONTROL, NOT_PLAIN, STRINGS, cell_type, fits, is_clean, typed_value
 from etl.transforms.sql import literal
 from schemas import Contract
 from schemas.expressions import quote_name
@@ -73,7 +73,7 @@ def with_laid_cells(lines: DataFrame, contract: Contract, layout: Layout) -> Dat
     texts, conditions = {name: f"get(_pieces, {at})" for name, at in layout.strings}, [f"size(_pieces) = {layout.num_pieces}"]
     conditions += [f"get(_pieces, {at}) = {literal(piece)}" for at, piece in layout.fixed]
     if texts:
-        conditions.append(f"concat({', '.join(texts.values())}) RLIKE {literal(NO_CONTROL)}")
+        conditions.append(f"NOT concat({', '.join(texts.values())}) RLIKE {literal(CONTROL)}")
     bare = []
     for name, at, before, after in layout.bare:
         piece = f"get(_pieces, {at})"

@@ -21,8 +21,8 @@ NOT_PLAIN = "(not plain)"
 STRINGS = ("string", "date", "timestamp", "binary")
 #: The parsers allow longer strings, but none as long as this.
 MAX_BYTES = 16_000_000
-#: Control characters, which no JSON string holds as they are. Told of a whole line faster than its opposite is found.
-NO_CONTROL = r"\A[\x20-\x{10ffff}]*+\z"
+#: Control characters, which no JSON string holds as they are.
+CONTROL = r"[\x00-\x1f]"
 INTEGER = r"0|-?[1-9][0-9]{0,30}"
 
 
@@ -34,7 +34,7 @@ def with_plain_cells(lines: DataFrame, contract: Contract) -> DataFrame:
     it. These pieces belong to this column alone, so when they and the opening brace are all that there is, the line is these
     pairs and nothing else: no key twice, none that is not known."""
     columns = contract.source_columns
-    is_whole = f"{is_clean('_raw')} AND _raw RLIKE {literal(NO_CONTROL)}"
+    is_whole = f"{is_clean('_raw')} AND NOT _raw RLIKE {literal(CONTROL)}"
     rows = lines.selectExpr("*", f"if({is_whole}, split(_raw, '\"', -1), NULL) AS _tokens")
     found = (f"CAST(array_position(_tokens, {literal(c.name)}) AS INT) AS {_of('at', c)}" for c in columns)
     rows = rows.selectExpr("*", "size(_tokens) AS _size", *found)
@@ -50,7 +50,7 @@ def with_plain_cells(lines: DataFrame, contract: Contract) -> DataFrame:
 
 
 def is_clean(text: str) -> str:
-    """Whether a line has no escape, and a length that the parsers take. What it has of strings must be ``NO_CONTROL`` too."""
+    """Whether a line has no escape, and a length that the parsers take. Its strings must hold nothing of ``CONTROL`` either."""
     return rf"octet_length({text}) < {MAX_BYTES} AND NOT contains({text}, '\\')"
 
 

@@ -191,10 +191,17 @@ def _breaks(value: str, rule: Rule, type_: str) -> str:
     if rule.name in COMPARISONS:
         return f"{value} {COMPARISONS[rule.name]} {_bound(rule.argument, type_)}"
     if rule.name in ("minLength", "maxLength"):
-        return f"length({value}) {'<' if rule.name == 'minLength' else '>'} {literal(rule.argument)}"
+        return _breaks_length(value, int(rule.argument), is_least=rule.name == "minLength")
     if rule.name == "pattern":
         return f"NOT {value} RLIKE {_whole(rule.argument)}"
     return f"NOT {value} IN ({', '.join(_bound(argument, type_) for argument in rule.argument)})"
+
+
+def _breaks_length(value: str, limit: int, is_least: bool) -> str:
+    """As ``length`` says, but characters are counted where bytes, one to four of each, leave it open."""
+    if is_least:
+        return f"octet_length({value}) < {4 * limit} AND length({value}) < {limit}"
+    return f"octet_length({value}) > {limit} AND length({value}) > {limit}"
 
 
 def _bound(argument: Any, type_: str) -> str:

@@ -74,8 +74,9 @@ def test_a_line_in_the_layout_of_others_is_judged_as_the_parsers_judge_it(trips)
     lines += [
         line.replace("hello", text)
         for line in lines[:3]
-        for text in ("a\tb", "a\\tb", "é\u0001", "漢字 🚲", "", "\x7f", '", "id": 1, "note": "')
+        for text in ("a\tb", "a\\tb", "é\u0001", "漢字 🚲", "", "\x7f", ", ", 'a"b', '"', '", "id": 1, "note": "')
     ]
+    lines += [line.replace('"hello"', '"') for line in lines[:3]]
     layout = find_layout((line.encode() for line in lines[:50]), trips.contract)
     assert layout is not None
     quick, whole = judged(trips, lines, quick=True, layout=layout), judged(trips, lines)

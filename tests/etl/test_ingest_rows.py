@@ -183,6 +183,15 @@ def test_keys_of_dates_and_times_are_found_again_at_both_ends_of_what_they_hold(
     assert trips.csv(*lines, name="again.csv", header=header).rows_already_present == 3
 
 
+def test_files_of_other_keys_are_not_read_when_rows_are_put_in(trips):
+    trips.csv(line(id="1"), line(id="9"))
+    (file,) = (trips.folder / "lake/tables/trips").glob("day=*/*.parquet")
+    file.unlink()  # who reads it, fails
+    assert trips.csv(line(id="10"), name="b.csv").rows_written == 1
+    with pytest.raises(Exception, match=file.name):
+        trips.csv(line(id="5"), name="c.csv")
+
+
 def test_csv_and_json_rows_of_the_same_content_are_the_same(trips):
     trips.csv(line(id="1", note="NA"), line(id="2", note='"a ""b"""'))
     trips.write("a.jsonl", '{"day":"2024-01-01","id":1,"at":"2024-01-01T08:00:00+00:00","fare":1.05e1,"price":1.25,"zone":"north","paid":true}\n'

@@ -9,7 +9,7 @@ stream_vs_append  the same; peer: from_json and append, no keys, no checks (mess
 stream_vs_merge   into 20 million rows in 60 partitions; peer: dropDuplicates and a merge over the whole table (messages/s)
 stream_growth     a micro-batch into those; peer: into a table of the newest three of its partitions (s)
 stream_latency    5,000 messages/s, a micro-batch every 5 s: 95th percentile from a message's time to its row, less the 5 s (s)
-stream_memory     the driver's heap after full collections, last third of a soak; peer: the first third (MB)
+stream_memory     the driver's heap after full collections between micro-batches, last third of a soak; peer: the first third (MB)
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def main() -> None:
                 print_figure(LATENCY, slow - EVERY_S, None, None, "s", 1)
             if not args.only or MEMORY in args.only:
                 sizes = contestants.heap(SOAK_RATE, args.minutes or SOAK_MINUTES, SOAK_EVERY_S)
+                print(f"stream_memory: {' '.join(f'{size:.0f}' for size in sizes)} MB", file=sys.stderr)
                 third = len(sizes) // 3
                 print_figure(MEMORY, statistics.fmean(sizes[-third:]), statistics.fmean(sizes[:third]), None, "MB", 1)
         finally:

@@ -161,7 +161,7 @@ class Contestants:
         """Ours on messages that keep coming: the 95th percentile of the seconds from a message's own time to the commit of its
         row, and the median."""
         topic = f"latency-{self._turn}"
-        recipe = self._flow(topic, rate, minutes, every_s, lambda: None)
+        recipe = self._flow(topic, rate, minutes, every_s)
         log, commits = self._table / "_delta_log", []
         for version, actions in enumerate(read_commits(recipe.lake, "events", -1)):
             written = (log / f"{version:020d}.json").stat().st_mtime
@@ -182,20 +182,25 @@ class Contestants:
         return row[0], row[1]
 
     def heap(self, rate: int, minutes: float, every_s: float) -> list[float]:
-        """Ours on messages that keep coming: the driver's heap in MB after full collections, taken at even times."""
+        """Ours on messages that keep coming: the driver's heap in MB after full collections, taken at even times, each at a
+        micro-batch's end (amid one, some tasks' working memory is in it, and that of others not)."""
         jvm: Any = self._spark.sparkContext._jvm
         runtime = jvm.java.lang.Runtime.getRuntime()
         sizes: list[float] = []
+        pause_s = minutes * 60 / 90
 
         def sample() -> None:
-            jvm.System.gc()
-            sizes.append((runtime.totalMemory() - runtime.freeMemory()) / 1e6)
+            if time.monotonic() - start >= len(sizes) * pause_s:
+                jvm.System.gc()
+                sizes.append((runtime.totalMemory() - runtime.freeMemory()) / 1e6)
 
-        self._flow(f"heap-{self._turn}", rate, minutes, every_s, sample, sample_s=max(minutes * 60 / 90, 1.0))
+        start = time.monotonic()
+        self._seconds.after_each = sample
+        self._flow(f"heap-{self._turn}", rate, minutes, every_s)
+        self._seconds.after_each = lambda: None
         return sizes
 
-    def _flow(self, topic: str, rate: int, minutes: float, every_s: float, sample: Callable[[], None],
-              sample_s: float = 1.0) -> Recipe:  # fmt: skip
+    def _flow(self, topic: str, rate: int, minutes: float, every_s: float) -> Recipe:
         self._turn += 1
         self._lake.mkdir(parents=True)
         create_topic(self._servers, topic)
@@ -208,8 +213,7 @@ class Contestants:
         job.start()
         producer.start()
         while producer.is_alive() and job.is_alive():
-            producer.join(sample_s)
-            sample()
+            producer.join(1.0)
         deadline = time.monotonic() + 60 + 4 * every_s
         while job.is_alive() and time.monotonic() < deadline and not any(r.rows_read >= producer.sent for r in results.values()):
             time.sleep(0.1)
@@ -274,17 +278,21 @@ def _copy(lake: Path, to: Path) -> None:
 
 
 class BatchSeconds(logging.Handler):
-    """What the stream tells in its log of each micro-batch's seconds."""
+    """What the stream tells in its log of each micro-batch's seconds, at the batch's end and in its thread."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.after_each: Callable[[], None] = lambda: None
         self._found: list[float] = []
         logger = logging.getLogger("etl.stream.batch")
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._found += [facts["seconds"] for facts in [getattr(record, "facts", {})] if "seconds" in facts]
+        facts = getattr(record, "facts", {})
+        if "seconds" in facts:
+            self._found.append(facts["seconds"])
+            self.after_each()
 
     def start(self) -> None:
         self._found.clear()

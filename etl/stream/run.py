@@ -27,7 +27,7 @@ from recipes.settings import TopicSource
 from schemas import Contract
 from schemas.avro import UnusableSchemaError, WriterSchema
 
-POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 20.0, 60.0
+POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 10.0, 60.0
 #: At a topic's end a broker waits for more (500 ms by default), and with it the consumer that reads ahead, and its task. With
 #: each poll, of 500 messages by default, Spark asks the broker twice where the partition begins and ends: so it is to be a fetch.
 READING = {"kafka.fetch.max.wait.ms": "10", "kafka.max.poll.records": "10000"}

@@ -1,5 +1,5 @@
-"""A stream job that tells when it begins a micro-batch, and goes on until it is killed: the entry point of a test, in a
-process of its own.
+"""A stream job that tells when it begins and ends a micro-batch, and goes on until it is killed: the entry point of a test,
+in a process of its own.
 
 python soaked_stream.py RECIPE
 """
@@ -16,7 +16,7 @@ from etl.stream.batch import Stream
 from etl.stream.run import Start, stream_tables
 from recipes import read_recipe
 
-BEGINS = "begins micro-batch"
+BEGINS, ENDS = "begins micro-batch", "ends micro-batch"
 
 if __name__ == "__main__":
     take = Stream.take
@@ -24,6 +24,7 @@ if __name__ == "__main__":
     def told(stream: Stream, spark: SparkSession, messages: DataFrame, number: int) -> None:
         print(BEGINS, number, flush=True)
         take(stream, spark, messages, number)
+        print(ENDS, number, flush=True)
 
     setattr(Stream, "take", told)  # noqa: B010 - a method is not assigned to
     recipe = read_recipe(sys.argv[1])

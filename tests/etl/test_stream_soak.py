@@ -18,14 +18,14 @@ from pyspark.sql import SparkSession
 
 from etl.tables import read_quarantine
 from tests.etl.conftest import Trips
-from tests.etl.soaked_stream import BEGINS
+from tests.etl.soaked_stream import BEGINS, ENDS
 from tests.etl.streams import StreamedTrips, trip
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("soaked_stream.py")
 KILLS, SEED = int(os.environ.get("SOAK_KILLS", "50")), int(os.environ.get("SOAK_SEED", "7"))
-#: A job is killed so many seconds at most after it has begun its first micro-batch: the first takes half of that, later ones one or two.
-WINDOW_S = 20.0
+#: A job is killed while it is at one of its first so many micro-batches; how long these take, the first job of all tells.
+WITHIN = 5
 PATIENCE_S = 180.0
 PARTITIONS, BATCH = 3, 24
 #: More than a job takes in before it is killed.
@@ -74,11 +74,11 @@ def group(job: subprocess.Popen[bytes]) -> dict[int, str]:
     return {int(pid): name for pid, pgid, state, name in lines if int(pgid) == job.pid and state[0] != "Z"}
 
 
-def wait_for_work(job: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(words: str, job: subprocess.Popen[bytes], log: Path, times: int = 1) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while BEGINS not in log.read_text():
+    while log.read_text().count(words) < times:
         assert job.poll() is None, f"it ended by itself: {log.read_text()[-5000:]}"
-        assert time.monotonic() < deadline, f"it did not begin: {log.read_text()[-5000:]}"
+        assert time.monotonic() < deadline, f"no '{words}', {times} times: {log.read_text()[-5000:]}"
         time.sleep(0.05)
 
 
@@ -139,16 +139,19 @@ def test_killed_at_any_moment_a_stream_leaves_what_it_would_have_left(lakes, spa
     first = filled(stream, count)
     chance, log = random.Random(SEED), tmp_path / "log"
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
+    started, window, taken = time.monotonic(), 0.0, 0
     for number in range(1, KILLS + 1):
-        whom, after = chance.choice(["all", "all", "the JVM", "the driver"]), chance.uniform(0, WINDOW_S)
+        whom, share = chance.choice(["all", "all", "the JVM", "the driver"]), chance.random()
         with log.open("wb") as out:
             job = subprocess.Popen([sys.executable, str(ENTRY), str(stream.path)], env=environment, stdout=out, stderr=out,
                                    stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         try:
-            wait_for_work(job, log)
-            moment = time.monotonic() + after
-            while time.monotonic() < moment:
+            wait_for(BEGINS, job, log)
+            began = time.monotonic()
+            if not window:
+                wait_for(ENDS, job, log, WITHIN)
+                window, share = time.monotonic() - began, 1.0
+            while time.monotonic() < began + share * window:
                 assert job.poll() is None, f"it ended by itself: {log.read_text()[-5000:]}"
                 time.sleep(0.01)
             kill(job, whom)
@@ -156,10 +159,12 @@ def test_killed_at_any_moment_a_stream_leaves_what_it_would_have_left(lakes, spa
             if group(job):
                 os.killpg(job.pid, signal.SIGKILL)
         state = stream.state
+        taken += log.read_text().count(ENDS) > 0
         with capsys.disabled():
-            print(f"kill {number} of {KILLS}: {whom}, after {after:.1f} s of work; {state.batch + 1} batches and "
+            print(f"kill {number} of {KILLS}: {whom}, after {share * window:.1f} s of work; {state.batch + 1} batches and "
                   f"{state.totals.get('read', 0):,} of {count:,} messages are in; {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
     assert stream.state.totals.get("read", 0) < count, "each run had work to be killed in"
+    assert taken > KILLS / 4, "many were killed at a later batch than their first"
 
     stream.max_offsets = 2000
     for each in lakes:

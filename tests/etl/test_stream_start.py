@@ -202,6 +202,6 @@ def test_a_broker_that_is_down_ends_the_submitted_job_soon(stream, submit, tmp_p
         stream.servers = f"127.0.0.1:{held.getsockname()[1]}"
         done = submit(JOB, "--recipe", str(stream.path), "--summary", str(tmp_path / "summary.json"))
     assert done.returncode == 1
-    # Half a minute where nothing else runs. Spark itself would take three.
-    assert json.loads((tmp_path / "summary.json").read_text())["time"]["seconds"] < 90
+    # Spark itself would take three minutes.
+    assert json.loads((tmp_path / "summary.json").read_text())["time"]["seconds"] < 30
     assert "did not tell its topics" in done.stderr + done.stdout

@@ -42,11 +42,12 @@ from schemas import Contract
 from schemas.expressions import quote_name
 
 #: Why a row cannot be judged by what was kept of it.
-OBSTACLE = """CASE WHEN raw_is_cut THEN 'cut: read the file again with --reread'
+IS_MESSAGE = f"startswith(source, '{TOPIC}')"
+OBSTACLE = f"""CASE WHEN raw_is_cut AND {IS_MESSAGE} THEN 'cut: read the topic again with --from earliest'
+                   WHEN raw_is_cut THEN 'cut: read the file again with --reread'
                    WHEN form = 'image' THEN 'image: read the file again with --reread'
                    WHEN form = 'cells' AND rule = 'utf8' THEN 'utf8'
                    WHEN rule IN ('tombstone', 'empty') THEN rule END"""
-IS_MESSAGE = f"startswith(source, '{TOPIC}')"
 
 
 @dataclass

@@ -114,6 +114,6 @@ if __name__ == "__main__":
                         help="where to start, in place of the checkpoint, which goes")  # fmt: skip
     parser.add_argument("--accept-gap", action="store_true", help="go on where messages are lost, and record what is missing")
     parser.add_argument(
-        "--wait", default="20s", metavar="TIME", help="for a broker that does not answer at the start (default: 20s)"
+        "--wait", default="10s", metavar="TIME", help="for a broker that does not answer at the start (default: 10s)"
     )
     run_job(main, parser)

@@ -72,7 +72,7 @@ class Stream:
     def take(self, spark: SparkSession, messages: DataFrame, number: int) -> None:
         """Takes in a micro-batch. Raises what batch ingest raises, and IntegrityError for a topic that is not what it was."""
         started = time.monotonic()
-        with session_settings(spark, SETTINGS):
+        with session_settings(spark, SETTINGS), named_errors([]):
             self._parse_and_take(spark, messages, number, started)
 
     def _parsed(self, messages: DataFrame) -> AbstractContextManager[Messages]:
@@ -95,7 +95,7 @@ class Stream:
         lake, contract, parsed, now = self.place.lake, self.contract, batch.parsed, datetime.datetime.now(datetime.UTC)
         refused = Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)})
         counts, conflicts = Counts(), None
-        with table_lock(lake, contract.table), named_errors([]):
+        with table_lock(lake, contract.table):
             if parsed.num_valid:
                 origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in offsets.items()}}
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin,
@@ -147,9 +147,11 @@ class Stream:
         again = number <= self.state.batch
         totals = self.state.totals if again else {n: c + self.state.totals.get(n, 0) for n, c in fates.items()}
         watermark = max((w for w in (self.state.watermark, batch.watermark) if w is not None), default=None)
-        state = replace(self.state, next=self.state.after(offsets), batch=max(number, self.state.batch),
-                        partitions=max(len(topic.end), self.state.partitions), totals=totals, watermark=watermark,
-                        checkpoint_id=self.place.checkpoint_id(), table_id=table_id, table_version=version)  # fmt: skip
+        # A partition that was added is read from its beginning: what it has lost by then is missing.
+        state = replace(self.state, next={**dict.fromkeys(topic.end, 0), **self.state.after(offsets)},
+                        batch=max(number, self.state.batch), partitions=max(len(topic.end), self.state.partitions),
+                        totals=totals, watermark=watermark, checkpoint_id=self.place.checkpoint_id(), table_id=table_id,
+                        table_version=version)  # fmt: skip
         self.place.tell_batch(state, offsets, fates)
         self.state = state
         self.place.write(self.state)

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
@@ -56,6 +58,7 @@ class Query:
         self.stream = stream
         self._gate, self._stopping = threading.Lock(), threading.Event()
         self._failure: BaseException | None = None
+        self._was_stopped = False
         place, state = stream.place, stream.state
         rows = spark.readStream.format("kafka").options(**kafka.for_spark()).option("subscribe", source.topic)
         # Of a partition that is not named here Spark takes all: it was added since.
@@ -71,6 +74,7 @@ class Query:
     def _take(self, messages: DataFrame, number: int) -> None:
         with self._gate:
             if self._stopping.is_set() or self.stream.refused is not None:
+                self._was_stopped = True
                 raise Stopping("the job is about to end")
             try:
                 self.stream.take(messages.sparkSession, messages, number)
@@ -104,14 +108,18 @@ class Query:
 
     def raise_failure(self) -> None:
         """Raises what ended it, if it was not asked to."""
-        if self._failure is not None:
-            raise self._failure
-        error = self._query.exception()
-        if error is not None and Stopping.__name__ not in str(error):
-            raise self._named(error)
+        failure, error = self._failure, self._query.exception()
+        if isinstance(failure, LakeringError):
+            raise failure
+        if isinstance(failure, PySparkException | Py4JJavaError):  # as of a task that did not find its messages
+            raise self._named(failure) or failure
+        if failure is not None:
+            raise failure
+        if error is not None and not self._was_stopped:
+            raise self._named(error) or self._ended(error)
 
-    def _named(self, error: BaseException) -> BaseException:
-        """What Spark's error means: a broken checkpoint, messages that are gone, or else itself."""
+    def _named(self, error: BaseException) -> LakeringError | None:
+        """What Spark's error means, where we know it: a broken checkpoint, a broker that is gone, or messages."""
         text = str(error)
         if any(words in text for words in BROKEN_CHECKPOINT):
             return self.stream.place.broken()
@@ -120,10 +128,12 @@ class Query:
         except LakeringError as unreachable:
             return unreachable
         gap = find_gap(self.stream.state, topic)
-        if gap:
-            return gap_error(gap)
-        reason = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-        ended = LakeringError(f"the stream of topic '{topic.name}' into table '{self.stream.place.table}' ended: {reason}",
+        return gap_error(gap) if gap else None
+
+    def _ended(self, error: BaseException) -> LakeringError:
+        place = self.stream.place
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        ended = LakeringError(f"the stream of topic '{place.topic}' into table '{place.table}' ended: {reason}",
                               next_step="run again: it goes on where it stopped")  # fmt: skip
         ended.__cause__ = error
         return ended

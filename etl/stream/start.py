@@ -92,6 +92,7 @@ def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
         state = None  # it is broken, and the table's commits tell
     if state is not None and state.table_id is not None and state.table_id != place.table_version()[0]:
         state = None  # what it tells of is another table
+    state = state or place.told()
     known = {**state.starting, **state.next} if state else {}
     topic_id = state.topic_id if state else None
     origins = place.origins(state)

@@ -76,7 +76,7 @@ class Place:
     def tell_batch(self, state: State, offsets: dict[int, tuple[int, int]], fates: dict[str, int]) -> None:
         """Adds the row of the state's last micro-batch, which took in these offsets."""
         row = {"offsets": _ranges(offsets), "watermark": state.watermark, "table_version": state.table_version,
-               **{name: getattr(state, name) for name in ("topic", "topic_id", "checkpoint_id", "batch")},
+               **{name: getattr(state, name) for name in ("topic", "topic_id", "checkpoint_id", "batch", "table_id")},
                **{f"rows_{name}": count for name, count in fates.items()}}  # fmt: skip
         append_progress(self.lake, (*self.folder, BATCHES), row, str(state.checkpoint_id), state.batch)
 
@@ -89,6 +89,23 @@ class Place:
     def progress(self) -> list[dict[str, Any]]:
         """What was told, in order."""
         return read_progress(self.lake, (*self.folder, BATCHES))
+
+    def told(self) -> State | None:
+        """What the rows that were told say of the topic that was read last; None when they say nothing, or tell of a table that
+        is gone: what that one held is to be read again."""
+        rows = self.progress()
+        batches = [row for row in rows if row["gap"] is None]
+        if not batches:
+            return None
+        known: dict[int, int] = {}
+        topic_id, table_id, version = rows[-1]["topic_id"], batches[-1].get("table_id"), batches[-1]["table_version"]
+        # What was read before there was a table is in no table that could be gone.
+        if version >= 0 and table_id != self.table_version()[0]:
+            return None
+        for place in (place for row in rows if row["topic_id"] == topic_id for place in row["offsets"]):
+            known[place["partition"]] = max(place["end"], known.get(place["partition"], 0))
+        partitions = max(known, default=-1) + 1
+        return State(self.topic, topic_id, partitions, {}, known, table_id=table_id, table_version=version)
 
     def checkpoint_id(self) -> str | None:
         """Spark's id of the query whose checkpoint this is; None without one. Raises IntegrityError for a file that is cut."""
@@ -143,7 +160,7 @@ class Place:
 
     def origins(self, state: State | None) -> list[dict[str, Any]]:
         """What the table's commits tell of this topic, those after the state's; without a state, all that the log tells."""
-        found = read_origins(self.lake, self.table, state.table_version if state else None)
+        found = read_origins(self.lake, self.table, state.table_version if state and state.table_version >= 0 else None)
         return [origin for origin in found if origin.get("topic") == self.topic]
 
     def table_version(self) -> tuple[str | None, int]:

@@ -106,10 +106,11 @@ def validate_shape(lake: Lake, contract: Contract) -> list[Column]:
 
 
 def _skipping(contract: Contract) -> dict[str, str]:
-    """Least and greatest values are kept of what files are looked up by, the key and times: of every column, as by default,
-    they took a tenth of an ingest."""
+    """Least and greatest values are kept of what files are looked up by, the key (or a row's place) and times: of every column,
+    as by default, they took a tenth of an ingest."""
     found = dict.fromkeys([*contract.key, *([contract.event_time] if contract.event_time else [])])
     kept = [name for name in found if name not in contract.partition_by and contract.require(name, "the key").type != "boolean"]
+    kept += [] if contract.key else ["_position"]
     return {"delta.dataSkippingStatsColumns": ",".join(kept)} if kept else {"delta.dataSkippingNumIndexedCols": "0"}
 
 

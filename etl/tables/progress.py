@@ -19,7 +19,7 @@ SCHEMA = pa.schema({
     "offsets": pa.list_(pa.struct({"partition": pa.int32(), "first": pa.int64(), "end": pa.int64()})),
     "rows_read": pa.int64(), "rows_written": pa.int64(), "rows_already_present": pa.int64(), "rows_superseded": pa.int64(),
     "rows_refused": pa.int64(), "watermark": pa.timestamp("us", "UTC"), "table_version": pa.int64(), "gap": pa.string(),
-    "at": pa.timestamp("us", "UTC"),
+    "at": pa.timestamp("us", "UTC"), "table_id": pa.string(),
 })  # fmt: skip
 PROPERTIES = {"delta.checkpointInterval": "10", "delta.logRetentionDuration": "interval 1 day"}
 #: After so many rows their files are made one.
@@ -38,7 +38,7 @@ def append_progress(lake: Lake, folder: tuple[str, ...], row: Mapping[str, Any],
     options = None if storage.is_local else storage.settings.for_delta()
     once = CommitProperties(app_transactions=[Transaction(writer, number)])
     uri = storage.path(*folder) if storage.is_local else storage.uri(*folder)
-    write_deltalake(uri, pa.Table.from_pylist([told], schema=SCHEMA), mode="append", storage_options=options,
+    write_deltalake(uri, pa.Table.from_pylist([told], schema=SCHEMA), mode="append", schema_mode="merge", storage_options=options,
                     configuration=None if made else PROPERTIES, commit_properties=once)  # fmt: skip
     if number % ROWS_PER_FILE == ROWS_PER_FILE - 1:
         log = open_log(lake, folder)

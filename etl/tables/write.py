@@ -36,6 +36,8 @@ NUMBERS: dict[str, tuple[str, Callable[[int], object]]] = {
 }
 #: Of source, for each file and for each task; less where that leaves cores idle, but not so little that tasks cost more.
 BYTES_PER_TASK, MIN_BYTES_PER_FILE, MIN_BYTES_PER_TASK, TASKS_PER_CORE = 64 << 20, 16 << 20, 4 << 20, 8
+#: Of what a row without a key is known by.
+PLACE = {"_source": "string", "_position": "bigint"}
 USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 REPARTITION = "spark.databricks.delta.merge.repartitionBeforeWrite.enabled"
 #: Rows of up to so many partitions in a task are written without being sorted by them first, and, since the tasks are few and
@@ -105,13 +107,14 @@ def write_rows(spark: SparkSession, lake: Lake, contract: Contract, batch: Batch
 
 def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
     """What ``write_rows`` has to know of valid rows before it merges them."""
-    types = {column.name: column.type for column in contract.columns}
+    types = {**{column.name: column.type for column in contract.columns}, **PLACE}
     columns = [quote_name(name) for name in contract.partition_by]
-    bounded = [name for name in contract.key if name not in contract.partition_by and types[name] in NUMBERS]
+    bounded = [name for name in key_of(contract) if name not in contract.partition_by and types[name] in NUMBERS]
     numbers = {f"_of_{name}": NUMBERS[types[name]][0].format(quote_name(name)) for name in bounded}
-    hashed = rows.selectExpr(*columns, f"xxhash64({names(contract.key)}) AS _hash" if contract.key else "0 AS _hash",
-                             *(f"{number} AS {quote_name(name)}" for name, number in numbers.items()))  # fmt: skip
-    each = hashed.groupBy(*columns, "_hash", *map(quote_name, numbers)).agg(F.count("*").alias("_count"))
+    each = rows.selectExpr(*columns, f"xxhash64({names(contract.key)}) AS _hash" if contract.key else "1 AS _count",
+                           *(f"{number} AS {quote_name(name)}" for name, number in numbers.items()))  # fmt: skip
+    if contract.key:
+        each = each.groupBy(*columns, "_hash", *map(quote_name, numbers)).agg(F.count("*").alias("_count"))
     ends = [end(quote_name(name)).alias(f"_{end.__name__}{name}") for name in numbers for end in (F.min, F.max)]
     counted = each.groupBy(*columns).agg(F.max("_count").alias("_count"), *ends)
     # As texts, where Python's dates end earlier than Spark's.
@@ -119,14 +122,21 @@ def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
     others = (quote_name(name) for name in counted.columns[len(columns) :])
     found = counted.selectExpr(*dated, *others).limit(MAX_LITERALS + 1).collect()
     found = [row for row in found if row["_count"] is not None]  # of no rows, and no partitions, there is one row of nulls
-    if len(found) > MAX_LITERALS:
-        return Survey(None, bool(contract.key), {})
+    is_many = len(found) > MAX_LITERALS
+    if is_many:  # of the partitions too is told where they begin and end
+        parts = {
+            n: NUMBERS[types[n]][0].format(c) for c, n in zip(columns, contract.partition_by, strict=True) if types[n] in NUMBERS
+        }
+        bounded += parts
+        each_end = [(end, name, quote_name(f"_{end}_of_{name}")) for name in bounded for end in ("min", "max")]
+        of_all = [f"{end}({parts.get(name, column)}) AS {column}" for end, name, column in each_end]
+        found = counted.selectExpr("max(_count) AS _count", *of_all).collect()
     bounds: dict[str, tuple[object, object]] = {}
     for name in bounded if found else ():
         value_of = NUMBERS[types[name]][1]
         ends_of = (min(row[f"_min_of_{name}"] for row in found), max(row[f"_max_of_{name}"] for row in found))
         bounds[name] = (value_of(ends_of[0]), value_of(ends_of[1]))
-    values = [tuple(row)[: len(columns)] for row in found] if columns else None
+    values = [tuple(row)[: len(columns)] for row in found] if columns and not is_many else None
     return Survey(values, bool(contract.key) and any(row["_count"] > 1 for row in found), bounds)
 
 
@@ -157,8 +167,9 @@ def _merge(table: DeltaTable, lake: Lake, contract: Contract, batch: Batch, winn
     spark = winners.sparkSession
     columns = column_names(contract)
     new = winners.selectExpr(*map(quote_name, columns)).alias("new")
-    same = f"{_condition(survey, contract, 'old')} AND {_same_key(contract, 'old', 'new')}"
-    touched = _of_partitions(survey.values, contract, "old")
+    within = _condition(survey, contract, "old")
+    same = f"{within} AND {_same_key(contract, 'old', 'new')}"
+    touched = within if survey.values is None else _of_partitions(survey.values, contract, "old")
     is_few = survey.values is not None and len(survey.values) <= FEW_PARTITIONS
 
     def run() -> None:

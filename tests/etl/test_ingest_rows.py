@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pytest
 
+import etl.tables.write
 from etl.sources.files import list_files
 from lakering.errors import InputError, RefusedError, SettingError
 from tests.etl.conftest import GOOD, HEADER
@@ -190,6 +191,18 @@ def test_files_of_other_keys_are_not_read_when_rows_are_put_in(trips):
     assert trips.csv(line(id="10"), name="b.csv").rows_written == 1
     with pytest.raises(Exception, match=file.name):
         trips.csv(line(id="5"), name="c.csv")
+
+
+def test_files_before_and_behind_more_partitions_than_are_named_are_not_read(trips, monkeypatch):
+    monkeypatch.setattr(etl.tables.write, "MAX_LITERALS", 1)
+    trips.csv(line(id="1", day="2024-01-01"))
+    trips.csv(line(id="2", day="2024-01-03"), name="b.csv")
+    (file,) = (trips.folder / "lake/tables/trips").glob("day=2024-01-01/*.parquet")
+    file.unlink()  # who reads it, fails
+    result = trips.csv(
+        line(id="1", day="2024-01-02"), line(id="2", day="2024-01-03"), line(id="3", day="2024-01-03"), name="c.csv"
+    )
+    assert (result.rows_written, result.rows_already_present) == (2, 1)
 
 
 def test_csv_and_json_rows_of_the_same_content_are_the_same(trips):

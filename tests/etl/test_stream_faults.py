@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,6 @@ from pathlib import Path
 import pytest
 from broker import Broker
 
-from etl.stream.batch import StreamResult
-from etl.stream.run import Start, stream_tables
 from lakering.errors import LakeringError
 from tests.etl.conftest import Trips
 from tests.etl.streams import StreamedTrips, trip
@@ -111,33 +108,3 @@ def test_a_broker_that_is_down_is_waited_for_by_choice(trips, own):
         own.start()
         assert drained.result(300).rows_written == 1
     assert stream.ids() == [1]
-
-
-@pytest.mark.faults
-def test_a_broker_that_is_killed_in_the_middle_costs_no_message(trips, own):
-    stream = StreamedTrips(trips, own.servers, "killed-broker", max_offsets=5)
-    stream.create(2)
-    stop = threading.Event()
-    results: dict[str, StreamResult] = {}
-    recipe = stream.recipe
-    for partition in (0, 1):
-        stream.send(*(trip(id=number) for number in range(partition, 60, 2)), b"{", partition=partition)
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(stream_tables, trips.spark, recipe, {"trips": recipe.contract("trips")}, Start("100 milliseconds"), stop,
-                          results)  # fmt: skip
-        deadline = time.monotonic() + 300
-        while not any(result.batches for result in results.values()):
-            assert time.monotonic() < deadline
-            assert not job.done(), job.exception()
-            time.sleep(0.1)
-        own.kill()
-        own.start()
-        while stream.state.totals["read"] < 62 and not job.done():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        stop.set()
-        assert job.exception() is None or isinstance(job.exception(), LakeringError), "the end of it has a name"
-    stream.drain()
-    assert stream.ids() == list(range(60))
-    assert stream.refused() == {(0, 30): (None, "json"), (1, 30): (None, "json")}
-    assert stream.state.totals["read"] == 62

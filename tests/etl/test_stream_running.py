@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 from broker import Broker
+from confluent_kafka.admin import NewPartitions
 
 from etl.stream.batch import StreamResult
 from etl.stream.run import Start, stream_tables
 from etl.tables import read_origins
-from lakering.errors import InputError, IntegrityError
-from tests.etl.conftest import Trips
+from lakering.errors import InputError, IntegrityError, SettingError
+from tests.etl.conftest import HEADER, Trips
 from tests.etl.streams import StreamedTrips, trip
+from tests.etl.test_ingest_rows import line
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240.0
@@ -38,7 +40,8 @@ def wait_until(true: Callable[[], bool], what: Callable[[], object]) -> None:
 @pytest.fixture
 def running(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> Iterator[tuple[StreamedTrips, Future[None]]]:
     """A topic of two partitions, and a job that has taken in its three messages and goes on."""
-    stream = StreamedTrips(trips, broker.servers, f"running-{abs(hash(request.node.name))}")
+    # Its name is in all that Spark says of it: an error is one whatever the topic is called.
+    stream = StreamedTrips(trips, broker.servers, f"Stopping-{abs(hash(request.node.name))}")
     stream.create()
     stream.send(trip(id=1), trip(id=2))
     stream.send(trip(id=3), partition=1)
@@ -84,6 +87,30 @@ def test_a_topic_made_anew_under_a_running_job_ends_it_before_a_message_of_the_n
     assert stream.ids() == [1, 2, 3]
     assert stream.drain(accept_gap=True).rows_written == number
     assert stream.ids() == [1, 2, 3, *(10 + n for n in range(number))]
+
+
+def test_a_contract_that_is_widened_while_a_stream_runs_is_taken_up_by_the_next_start(running):
+    stream, job = running
+    contract = stream.trips.folder / "trips.yaml"
+    contract.write_text(contract.read_text() + "      - {name: tip, logicalType: number}\n")
+    stream.trips.write("a.csv", HEADER.replace("note", "note,tip") + line(id="4") + ",1.5\n")
+    stream.trips.ingest("a.csv")
+    stream.send(trip(id=5, tip=2.5), trip(id=6))
+    with pytest.raises(SettingError, match=r"'trips' and its contract differ[\s\S]+run again"):
+        job.result(PATIENCE_S)
+    assert stream.drain().rows_written == 2
+    assert [(row["id"], row["tip"]) for row in stream.trips.rows()][3:] == [(4, 1.5), (5, 2.5), (6, None)]
+
+
+@pytest.mark.faults
+def test_partitions_that_are_added_under_a_running_job_are_read(running):
+    stream, job = running
+    stream.admin.create_partitions([NewPartitions(stream.topic, 3)])[stream.topic].result(60)
+    stream.send(trip(id=4), partition=2)
+    wait_until(lambda: job.done() or stream.state.totals["read"] == 4, lambda: stream.state)
+    assert not job.done(), job.exception()
+    assert stream.ids() == [1, 2, 3, 4]
+    assert stream.state.next == {0: 2, 1: 1, 2: 1}
 
 
 @pytest.mark.faults

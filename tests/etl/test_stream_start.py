@@ -161,6 +161,8 @@ def test_what_an_added_partition_lost_before_it_was_read_is_told(stream):
     deadline = time.monotonic() + 60
     while len(stream.admin.list_topics(stream.topic, timeout=10).topics[stream.topic].partitions) < 3:
         assert time.monotonic() < deadline
+    stream.send(trip(id=9))
+    assert stream.drain().rows_written == 1
     stream.send(trip(id=2), trip(id=3), partition=2)
     (deleted,) = stream.admin.delete_records([TopicPartition(stream.topic, 2, 1)]).values()
     deleted.result(60)
@@ -169,7 +171,7 @@ def test_what_an_added_partition_lost_before_it_was_read_is_told(stream):
     ):
         stream.drain()
     assert stream.drain(accept_gap=True).rows_written == 1
-    assert stream.ids() == [1, 3]
+    assert stream.ids() == [1, 3, 9]
 
 
 @pytest.mark.faults

@@ -1,0 +1,156 @@
+"""What happens to a stream while it is in the middle of a micro-batch: each batch here is held until the test lets it go."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from broker import Broker
+from confluent_kafka import TopicPartition
+from pyspark.sql import DataFrame, SparkSession
+
+import etl.stream.batch
+from etl.stream.batch import Stream
+from etl.stream.run import Start, stream_tables
+from etl.tables import SmallFiles
+from lakering.errors import BusyError, IntegrityError, StreamRefusedError
+from recipes import read_recipe
+from tests.etl.conftest import Trips
+from tests.etl.streams import StreamedTrips, trip
+
+PATIENCE_S = 240.0
+
+
+@pytest.fixture
+def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
+    made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
+    made.create()
+    return made
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
+    """Has something done as each micro-batch begins, whose messages Spark has planned by then, and not read."""
+
+    def do(what: Callable[[int], None]) -> None:
+        take = Stream.take
+
+        def held(stream: Stream, spark: SparkSession, messages: DataFrame, number: int) -> None:
+            what(number)
+            take(stream, spark, messages, number)
+
+        monkeypatch.setattr(Stream, "take", held)
+
+    return do
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Broker]:
+    """A broker that a test may end."""
+    made = Broker(tmp_path / "broker")
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_messages_that_retention_takes_from_under_a_batch_are_told(stream, between):
+    stream.send(trip(id=1), trip(id=2))
+    stream.drain()
+    stream.send(*(trip(id=number) for number in range(3, 8)))
+
+    def delete(_number: int) -> None:
+        (deleted,) = stream.admin.delete_records([TopicPartition(stream.topic, 0, 5)]).values()
+        deleted.result(60)
+
+    between(delete)
+    with pytest.raises(IntegrityError, match=r"no longer holds 3 messages.+3 of partition 0 \(offsets 2 to 4\)"):
+        stream.drain()
+    assert stream.drain(accept_gap=True).rows_written == 2
+    assert stream.ids() == [1, 2, 6, 7]
+
+
+def test_told_to_stop_a_job_finishes_the_batch_it_is_at_and_lets_no_other_on_its_stream_until_then(stream, between):
+    stream.max_offsets = 2
+    stream.send(*(trip(id=number) for number in range(5)))
+    held, go, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(number: int) -> None:
+        if number == 1:
+            held.set()
+            assert go.wait(PATIENCE_S)
+
+    between(wait)
+    recipe = stream.recipe
+    with ThreadPoolExecutor(1) as pool:
+        job: Future[None] = pool.submit(stream_tables, stream.trips.spark, recipe, {"trips": recipe.contract("trips")},
+                                        Start("100 milliseconds"), stop, {})  # fmt: skip
+        try:
+            assert held.wait(PATIENCE_S), job.exception(0)
+            stop.set()
+            with pytest.raises(BusyError, match="another process works on the stream"):
+                stream.drain()
+        finally:
+            go.set()
+        assert job.result(PATIENCE_S) is None
+    assert stream.ids() == [0, 1, 2, 3], "the batch it was at is in, and no other"
+    assert stream.place.lake.storage.exists(*stream.place.checkpoint, "commits", "1"), "Spark's own note was written"
+    assert not stream.place.lake.storage.exists(*stream.place.checkpoint, "commits", "2")
+
+
+@pytest.mark.faults
+def test_a_broker_that_is_killed_in_the_middle_is_waited_for_and_costs_no_message(trips, own, between):
+    stream = StreamedTrips(trips, own.servers, "killed-broker", max_offsets=20)
+    stream.create(2)
+    for partition in (0, 1):
+        stream.send(*(trip(id=number) for number in range(partition, 60, 2)), b"{", partition=partition)
+    again = threading.Thread(target=own.start)
+
+    def kill(number: int) -> None:
+        if number == 1:
+            own.kill()
+            again.start()
+
+    between(kill)
+    assert stream.drain().rows_read == 62
+    again.join()
+    assert stream.ids() == list(range(60))
+    assert stream.refused() == {(0, 30): (None, "json"), (1, 30): (None, "json")}
+    assert stream.state.totals["read"] == 62
+
+
+@pytest.mark.faults
+def test_a_partition_that_a_stream_writes_keeps_few_files(stream, monkeypatch):
+    monkeypatch.setattr(etl.stream.batch, "SmallFiles", partial(SmallFiles, limit=2))
+    stream.max_offsets = 1
+    stream.send(*(trip(id=number) for number in range(4)))
+    assert stream.drain().batches == 4
+    log = stream.trips.folder / "lake/tables/trips/_delta_log"
+    commits = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(log.glob("*.json"))]
+    merges = [actions for actions in commits if any(a.get("commitInfo", {}).get("operation") == "OPTIMIZE" for a in actions)]
+    assert [sum("remove" in action for action in actions) for actions in merges] == [3]
+    assert stream.ids() == [0, 1, 2, 3]
+
+
+def test_a_topic_with_too_much_poison_ends_the_job_and_costs_another_topic_nothing(make_trips, broker):
+    trips = make_trips(table="      - {property: maxRefusedShare, value: 0.5}")
+    bad, good = (StreamedTrips(trips, broker.servers, f"beside-{name}", max_offsets=2) for name in ("bad", "good"))
+    for each in (bad, good):
+        each.create(1)
+    bad.send(b"{", b"{")
+    good.send(*(trip(id=number) for number in range(6)))
+    path = trips.folder / "both.yaml"
+    path.write_text(
+        bad.path.read_text().replace("sources: [", "sources: [{topic: beside-good, format: json, max_offsets_per_trigger: 2}, ")
+    )
+    recipe = read_recipe(path)
+    with pytest.raises(StreamRefusedError, match="2 of the 2 messages of a micro-batch from topic 'beside-bad'"):
+        stream_tables(trips.spark, recipe, {"trips": recipe.contract("trips")}, Start("100 milliseconds"), threading.Event(), {})
+    good.drain()
+    assert good.ids() == list(range(6))
+    assert good.state.totals["read"] == good.state.totals["written"] == 6

@@ -6,7 +6,9 @@ they take turns; after each turn what it made is compared, row counts, keys and 
 
 stream_drain      into an empty table, all checks on; limit: the same parse, and then nothing (messages/s)
 stream_vs_append  the same; peer: from_json and append, no keys, no checks (messages/s)
-stream_vs_merge   into 20 million rows in 60 partitions; peer: dropDuplicates and a merge over the whole table (messages/s)
+stream_vs_merge   a quarter of them in micro-batches of 25,000, as 5,000 a second make in 5 s, into 20 million rows in 60
+                  partitions; peer: dropDuplicates and a merge over the whole table (messages/s)
+stream_vs_merge_of_large  the same, all of them in micro-batches of 250,000 (messages/s)
 stream_growth     a micro-batch into those; peer: into a table of the newest three of its partitions (s)
 stream_latency    5,000 messages/s, a micro-batch every 5 s: 95th percentile from a message's time to its row, less the 5 s (s)
 stream_memory     the driver's heap after full collections between micro-batches, last third of a soak; peer: the first third (MB)
@@ -53,11 +55,22 @@ class Figure:
         return [name for name in (self.peer, self.ours, self.limit) if name]
 
 
-#: Figures that share contestants stand together: they are measured in the same turns. The merge by hand takes long.
-GROUPS: tuple[tuple[int, dict[str, Figure]], ...] = (
-    (5, {"stream_drain": Figure("drain", limit="noop"), "stream_vs_append": Figure("drain", peer="append")}),
-    (3, {"stream_vs_merge": Figure("into_large", peer="merge")}),
-    (5, {"stream_growth": Figure("batch_of_large", peer="batch_of_small", speed=False)}),
+@dataclass(frozen=True)
+class Group:
+    """Figures that are measured in the same turns, of one part in ``share`` of the messages, in so many micro-batches."""
+
+    repeats: int
+    figures: dict[str, Figure]
+    share: int = 1
+    batches: int = 4
+
+
+GROUPS = (
+    Group(5, {"stream_drain": Figure("drain", limit="noop"), "stream_vs_append": Figure("drain", peer="append")}),
+    # The merge by hand takes long.
+    Group(3, {"stream_vs_merge": Figure("into_large", peer="merge")}, share=4, batches=10),
+    Group(3, {"stream_vs_merge_of_large": Figure("into_large", peer="merge")}),
+    Group(5, {"stream_growth": Figure("batch_of_large", peer="batch_of_small", speed=False)}),
 )
 LATENCY, MEMORY = "stream_latency", "stream_memory"
 
@@ -106,7 +119,7 @@ def print_figure(name: str, ours: float, peer: float | None, limit: float | None
 
 def main() -> None:
     """Prints one JSON object per figure."""
-    known = [*(name for _, group in GROUPS for name in group), LATENCY, MEMORY]
+    known = [*(name for group in GROUPS for name in group.figures), LATENCY, MEMORY]
     parser = argparse.ArgumentParser(description="What streaming costs.")
     parser.add_argument("--only", action="append", choices=known, help="only this figure; may be given again")
     parser.add_argument("--repeats", type=int, help="turns that are timed (default: 5, and 3 against the merge)")
@@ -123,10 +136,11 @@ def main() -> None:
         spark = SparkSession.builder.master("local[2]").config("spark.ui.showConsoleProgress", "false").getOrCreate()
         try:
             contestants = Contestants(spark, servers, folder / "lakes", args.rows)
-            for repeats, group in GROUPS:
-                figures = {key: figure for key, figure in group.items() if not args.only or key in args.only}
+            for group in GROUPS:
+                figures = {key: figure for key, figure in group.figures.items() if not args.only or key in args.only}
                 if figures:
-                    measure(figures, contestants, spark, args.repeats or repeats)
+                    contestants.load(args.rows // group.share, group.batches)
+                    measure(figures, contestants, spark, args.repeats or group.repeats)
             if not args.only or LATENCY in args.only:
                 slow, median = contestants.latency(RATE, args.minutes or LATENCY_MINUTES, EVERY_S)
                 print(f"stream_latency: the median is {median:.2f} s", file=sys.stderr)

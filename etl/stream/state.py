@@ -91,21 +91,17 @@ class Place:
         return read_progress(self.lake, (*self.folder, BATCHES))
 
     def told(self) -> State | None:
-        """What the rows that were told say of the topic that was read last; None when they say nothing, or tell of a table that
-        is gone: what that one held is to be read again."""
-        rows = self.progress()
-        batches = [row for row in rows if row["gap"] is None]
-        if not batches:
-            return None
+        """What the rows that were told say of the topic that was read last; None when they say nothing. What another table held
+        that was in this one's place is to be read again."""
+        table_id = self.table_version()[0]
+        # What was read before there was a table, or passed over, is in none.
+        rows = [row for row in self.progress() if row["table_version"] in (None, -1) or row.get("table_id") == table_id]
         known: dict[int, int] = {}
-        topic_id, table_id, version = rows[-1]["topic_id"], batches[-1].get("table_id"), batches[-1]["table_version"]
-        # What was read before there was a table is in no table that could be gone.
-        if version >= 0 and table_id != self.table_version()[0]:
-            return None
-        for place in (place for row in rows if row["topic_id"] == topic_id for place in row["offsets"]):
+        for place in (place for row in rows if row["topic_id"] == rows[-1]["topic_id"] for place in row["offsets"]):
             known[place["partition"]] = max(place["end"], known.get(place["partition"], 0))
+        version = max((row["table_version"] for row in rows if row["table_version"] is not None), default=-1)
         partitions = max(known, default=-1) + 1
-        return State(self.topic, topic_id, partitions, {}, known, table_id=table_id, table_version=version)
+        return State(self.topic, rows[-1]["topic_id"], partitions, {}, known, table_version=version) if rows else None
 
     def checkpoint_id(self) -> str | None:
         """Spark's id of the query whose checkpoint this is; None without one. Raises IntegrityError for a file that is cut."""

@@ -11,7 +11,7 @@ stream_vs_merge   a quarter of them in micro-batches of 25,000, as 5,000 a secon
 stream_vs_merge_of_large  the same, all of them in micro-batches of 250,000 (messages/s)
 stream_growth     a micro-batch into those; peer: into a table of the newest three of its partitions (s)
 stream_latency    5,000 messages/s, a micro-batch every 5 s: 95th percentile from a message's time to its row, less the 5 s (s)
-stream_memory     the driver's heap after full collections between micro-batches, last third of a soak; peer: the first third (MB)
+stream_memory     the driver's heap after full collections at batches' ends, last third of a soak; peer: the first third (MB)
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ GROUPS = (
     Group(3, {"stream_vs_merge_of_large": Figure("into_large", peer="merge")}),
     Group(5, {"stream_growth": Figure("batch_of_large", peer="batch_of_small", speed=False)}),
 )
+ROWS_STEP = 160
 LATENCY, MEMORY = "stream_latency", "stream_memory"
 
 
@@ -127,6 +128,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float,
                         help=f"minutes of a stream (default: {LATENCY_MINUTES:.0f}, soak {SOAK_MINUTES:.0f})")  # fmt: skip
     args = parser.parse_args()
+    if args.rows % ROWS_STEP:
+        parser.error(f"--rows {args.rows}: expected a multiple of {ROWS_STEP}, so that micro-batches are as large as each other")
     with tempfile.TemporaryDirectory(prefix="bench-stream-") as name:
         folder = Path(name)
         os.environ["SPARK_CONF_DIR"] = str(write_conf_dir(folder / "conf").parent)
@@ -141,6 +144,7 @@ def main() -> None:
                 if figures:
                     contestants.load(args.rows // group.share, group.batches)
                     measure(figures, contestants, spark, args.repeats or group.repeats)
+            contestants.load(args.rows, 1)  # what keeps coming is taken in as it comes
             if not args.only or LATENCY in args.only:
                 slow, median = contestants.latency(RATE, args.minutes or LATENCY_MINUTES, EVERY_S)
                 print(f"stream_latency: the median is {median:.2f} s", file=sys.stderr)

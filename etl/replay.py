@@ -41,8 +41,8 @@ from lakering.names import fingerprint
 from schemas import Contract
 from schemas.expressions import quote_name
 
-#: Why a row cannot be judged by what was kept of it.
 IS_MESSAGE = f"startswith(source, '{TOPIC}')"
+#: Why a row cannot be judged by what was kept of it.
 OBSTACLE = f"""CASE WHEN raw_is_cut AND {IS_MESSAGE} THEN 'cut: read the topic again with --from earliest'
                    WHEN raw_is_cut THEN 'cut: read the file again with --reread'
                    WHEN form = 'image' THEN 'image: read the file again with --reread'

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
         log_lines()
     from etl.session import session_beside, set_storage
 
-    spark, (recipe, contracts) = session_beside("stream", lambda: prepare(args))
+    spark, (recipe, contracts) = session_beside("stream", lambda: prepare(args, wait))
     set_storage(spark, recipe.lake.storage.settings)
     stop_on_sigterm(spark, stop)
     from etl.stream.batch import StreamResult
@@ -49,11 +49,17 @@ def main(args: argparse.Namespace, summary: Summary) -> None:
     summary.add("lake", root=recipe.lake.storage.root)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Recipe, dict[str, Contract]]:
-    """The recipe, and the contracts of the tables that are asked for; done while Spark starts."""
-    import etl.stream.run  # noqa: F401 - so that its libraries are there
+def prepare(args: argparse.Namespace, wait: float) -> tuple[Recipe, dict[str, Contract]]:
+    """The recipe, and the contracts of the tables that are asked for; done while Spark starts. A broker that does not answer is
+    told here already, where it is not to be waited for longer."""
+    from etl.sources.broker import Broker
+    from etl.stream.run import PATIENCE_S
 
-    return read_tables_of(args)
+    recipe, contracts = read_tables_of(args)
+    has_topics = any(recipe.settings.tables[name].topics for name in contracts)
+    if recipe.kafka is not None and has_topics and wait <= PATIENCE_S:
+        Broker(recipe.kafka).topics(wait)
+    return recipe, contracts
 
 
 def interval_seconds(flag: str, text: str) -> float:

@@ -4,6 +4,7 @@ to stop."""
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from contextlib import ExitStack
@@ -33,6 +34,8 @@ POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 10.0, 60.0
 #: At a topic's end a broker waits for more (500 ms by default), and with it the consumer that reads ahead, and its task. With
 #: each poll, of 500 messages by default, Spark asks the broker twice where the partition begins and ends: so it is to be a fetch.
 READING = {"kafka.fetch.max.wait.ms": "10", "kafka.max.poll.records": "10000"}
+#: In the trace of what ended a task: its consumer did not get what it was to read.
+KAFKA = re.compile(r"org\.apache\.kafka|KAFKA_DATA_LOSS|kafka010\.Kafka\w+Exception")
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
 
 
@@ -109,20 +112,16 @@ class Query:
     def raise_failure(self) -> None:
         """Raises what ended it, if it was not asked to."""
         failure, error = self._failure, self._query.exception()
-        if isinstance(failure, LakeringError):
-            raise failure
-        if isinstance(failure, PySparkException | Py4JJavaError):  # as of a task that did not find its messages
-            raise self._named(failure) or failure
+        if isinstance(failure, PySparkException | Py4JJavaError) and KAFKA.search(str(failure)) and (lost := self._lost()):
+            raise lost from failure
         if failure is not None:
             raise failure
         if error is not None and not self._was_stopped:
-            raise self._named(error) or self._ended(error)
+            is_broken = any(words in str(error) for words in BROKEN_CHECKPOINT)
+            raise (self.stream.place.broken() if is_broken else self._lost()) or self._ended(error)
 
-    def _named(self, error: BaseException) -> LakeringError | None:
-        """What Spark's error means, where we know it: a broken checkpoint, a broker that is gone, or messages."""
-        text = str(error)
-        if any(words in text for words in BROKEN_CHECKPOINT):
-            return self.stream.place.broken()
+    def _lost(self) -> LakeringError | None:
+        """What went wrong with Kafka, if it did: the broker is gone, or messages are."""
         try:
             topic = self.stream.broker.describe_topic(self.stream.state.topic, PATIENCE_S)
         except LakeringError as unreachable:

@@ -79,7 +79,7 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
     # Of a topic that is another one, or that has lost its end, all is new; what is in the table is not written twice.
     starting = {p: max(first, known[p]) if same and first <= known.get(p, -1) <= topic.end[p] else first
                 for p, first in topic.begin.items()}  # fmt: skip
-    place.tell_gap(gap, state, {p: (offset, topic.begin.get(p, offset) if same else offset) for p, offset in known.items()})
+    place.tell_gap(gap, state, {p: (offset, starting.get(p, offset) if same else offset) for p, offset in known.items()})
     return _write(place, topic, starting, state)
 
 
@@ -89,7 +89,7 @@ def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
     try:
         state = place.read()
     except IntegrityError:
-        state = None  # it is broken, and the table's commits tell
+        state = None  # it is broken, and the table of batches and the table's commits tell
     if state is not None and state.table_id is not None and state.table_id != place.table_version()[0]:
         state = None  # what it tells of is another table
     state = state or place.told()
@@ -103,8 +103,8 @@ def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
             # The last batch is read again: its job may have died before what it refused was in quarantine.
             known[int(partition)] = first if number == len(origins) else max(end, known.get(int(partition), 0))
     if topic_id is None:
-        raise StageError(f"--from table: neither a record nor the commits of table '{place.table}' tell of topic "
-                         f"'{place.topic}'", next_step="run with --from earliest")  # fmt: skip
+        raise StageError("--from table: neither a record, nor a batch that was told, nor the commits of table "
+                         f"'{place.table}' tell of topic '{place.topic}'", next_step="run with --from earliest")  # fmt: skip
     found = State(topic.name, topic_id, max(known, default=-1) + 1, {}, known)
     gap = find_gap(found, topic)
     if gap is not None:

@@ -81,8 +81,8 @@ class Place:
         append_progress(self.lake, (*self.folder, BATCHES), row, str(state.checkpoint_id), state.batch)
 
     def tell_gap(self, gap: str, state: State, offsets: dict[int, tuple[int, int]]) -> None:
-        """Adds a row of messages that are lost for good, and that someone chose to go on without: those in between ``offsets``
-        of the topic that was read."""
+        """Adds a row of messages that are lost for good, and that someone chose to go on without: ``offsets`` are of each
+        partition of the topic that was read the first that was not in, and where the stream goes on."""
         row = {"topic": state.topic, "topic_id": state.topic_id, "offsets": _ranges(offsets), "gap": gap}
         append_progress(self.lake, (*self.folder, BATCHES), row, fingerprint([state.topic_id, gap]), 0)
 
@@ -95,13 +95,14 @@ class Place:
         that was in this one's place is to be read again."""
         table_id = self.table_version()[0]
         # What was read before there was a table, or passed over, is in none.
-        rows = [row for row in self.progress() if row["table_version"] in (None, -1) or row.get("table_id") == table_id]
-        known: dict[int, int] = {}
-        for place in (place for row in rows if row["topic_id"] == rows[-1]["topic_id"] for place in row["offsets"]):
-            known[place["partition"]] = max(place["end"], known.get(place["partition"], 0))
+        rows = [row for row in self.progress() if row["table_version"] in (None, -1)
+                or (table_id is not None and row.get("table_id") == table_id)]  # fmt: skip
+        if not rows:
+            return None
+        places = (place for row in rows if row["topic_id"] == rows[-1]["topic_id"] for place in row["offsets"])
+        known = {place["partition"]: place["end"] for place in places}  # the last that was told: a stream may have gone back
         version = max((row["table_version"] for row in rows if row["table_version"] is not None), default=-1)
-        partitions = max(known, default=-1) + 1
-        return State(self.topic, rows[-1]["topic_id"], partitions, {}, known, table_version=version) if rows else None
+        return State(self.topic, rows[-1]["topic_id"], max(known, default=-1) + 1, {}, known, table_version=version)
 
     def checkpoint_id(self) -> str | None:
         """Spark's id of the query whose checkpoint this is; None without one. Raises IntegrityError for a file that is cut."""

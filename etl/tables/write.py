@@ -109,8 +109,8 @@ def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
     """What ``write_rows`` has to know of valid rows before it merges them."""
     types = {**{column.name: column.type for column in contract.columns}, **PLACE}
     columns = [quote_name(name) for name in contract.partition_by]
-    bounded = [name for name in key_of(contract) if name not in contract.partition_by and types[name] in NUMBERS]
-    numbers = {f"_of_{name}": NUMBERS[types[name]][0].format(quote_name(name)) for name in bounded}
+    spanned = [name for name in dict.fromkeys((*key_of(contract), *contract.partition_by)) if types[name] in NUMBERS]
+    numbers = {f"_of_{name}": NUMBERS[types[name]][0].format(quote_name(name)) for name in spanned}
     each = rows.selectExpr(*columns, f"xxhash64({names(contract.key)}) AS _hash" if contract.key else "1 AS _count",
                            *(f"{number} AS {quote_name(name)}" for name, number in numbers.items()))  # fmt: skip
     if contract.key:
@@ -122,21 +122,16 @@ def survey_rows(rows: DataFrame, contract: Contract) -> Survey:
     others = (quote_name(name) for name in counted.columns[len(columns) :])
     found = counted.selectExpr(*dated, *others).limit(MAX_LITERALS + 1).collect()
     found = [row for row in found if row["_count"] is not None]  # of no rows, and no partitions, there is one row of nulls
-    is_many = len(found) > MAX_LITERALS
-    if is_many:  # of the partitions too is told where they begin and end
-        parts = {
-            n: NUMBERS[types[n]][0].format(c) for c, n in zip(columns, contract.partition_by, strict=True) if types[n] in NUMBERS
-        }
-        bounded += parts
-        each_end = [(end, name, quote_name(f"_{end}_of_{name}")) for name in bounded for end in ("min", "max")]
-        of_all = [f"{end}({parts.get(name, column)}) AS {column}" for end, name, column in each_end]
-        found = counted.selectExpr("max(_count) AS _count", *of_all).collect()
+    values = [tuple(row)[: len(columns)] for row in found] if columns and len(found) <= MAX_LITERALS else None
+    if len(found) > MAX_LITERALS:
+        found = each.groupBy().agg(F.max("_count").alias("_count"), *ends).collect()
+    else:  # partitions are told by their values
+        spanned = [name for name in spanned if name not in contract.partition_by]
     bounds: dict[str, tuple[object, object]] = {}
-    for name in bounded if found else ():
+    for name in spanned if found else ():
         value_of = NUMBERS[types[name]][1]
         ends_of = (min(row[f"_min_of_{name}"] for row in found), max(row[f"_max_of_{name}"] for row in found))
         bounds[name] = (value_of(ends_of[0]), value_of(ends_of[1]))
-    values = [tuple(row)[: len(columns)] for row in found] if columns and not is_many else None
     return Survey(values, bool(contract.key) and any(row["_count"] > 1 for row in found), bounds)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from etl.sources.broker import SILENT
 from etl.stream.batch import StreamResult
@@ -71,12 +71,22 @@ class StreamedTrips:
     def delete(self) -> None:
         delete_topic(self.admin, self.topic)
 
+    def add_partitions(self, count: int) -> None:
+        """Has the topic have so many partitions, and waits until the broker names them."""
+        self.admin.create_partitions([NewPartitions(self.topic, count)])[self.topic].result(60)
+        deadline = time.monotonic() + 60
+        while len(self.admin.list_topics(self.topic, timeout=10).topics[self.topic].partitions) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def send(self, *values: bytes | None, partition: int = 0, **more: Any) -> None:
         producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 20_000_000})
+        failed: list[KafkaError | None] = []
         for value in values:
-            producer.produce(self.topic, value, partition=partition, **more)
+            producer.produce(self.topic, value, partition=partition, on_delivery=lambda error, _: failed.append(error), **more)
             producer.poll(0)
         assert producer.flush(60) == 0
+        assert [error for error in failed if error is not None] == []
 
     @property
     def path(self) -> Path:

@@ -11,7 +11,6 @@ import time
 import pytest
 from broker import Broker
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import NewPartitions
 
 from etl.reasons import Selection
 from etl.refused import describe_refused
@@ -309,7 +308,7 @@ def test_a_topic_made_anew_is_told_whatever_it_holds(trips, broker, number):
 def test_partitions_that_are_added_are_read(stream):
     stream.send(trip(id=1))
     stream.drain()
-    stream.admin.create_partitions([NewPartitions(stream.topic, 3)])[stream.topic].result(60)
+    stream.add_partitions(3)
     stream.send(trip(id=2), partition=2)
     assert stream.drain().rows_written == 1
     assert stream.state.next == {0: 1, 1: 0, 2: 1}

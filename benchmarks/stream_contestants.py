@@ -39,6 +39,7 @@ from schemas import read_contract
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING: Mapping[str, str] = {}
+CLEANING_S = 1.0
 
 
 class Contestants:
@@ -184,7 +185,8 @@ class Contestants:
 
     def heap(self, rate: int, minutes: float, every_s: float) -> list[float]:
         """Ours on messages that keep coming: the driver's heap in MB after full collections, taken at even times, each at a
-        micro-batch's end (amid one, some tasks' working memory is in it, and that of others not)."""
+        micro-batch's end (amid one, the working memory of some tasks is in it). A first collection tells Spark which broadcasts
+        nobody holds any more; it drops them a moment later, and the second one counts."""
         jvm: Any = self._spark.sparkContext._jvm
         runtime = jvm.java.lang.Runtime.getRuntime()
         sizes: list[float] = []
@@ -192,6 +194,8 @@ class Contestants:
 
         def sample() -> None:
             if time.monotonic() - start >= len(sizes) * pause_s:
+                jvm.System.gc()
+                time.sleep(CLEANING_S)
                 jvm.System.gc()
                 sizes.append((runtime.totalMemory() - runtime.freeMemory()) / 1e6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from schemas import Contract
 
 if TYPE_CHECKING:  # Spark's workers import this file, and know no scripts
     from broker import Broker
+
+    from tests.etl.streams import StreamedTrips
 
 NOW = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
 TRIPS = """
@@ -121,6 +124,27 @@ def make_trips(spark: SparkSession, tmp_path: Path) -> Callable[..., Trips]:
         return made
 
     return make
+
+
+@pytest.fixture
+def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
+    """A topic of the test's own, of two partitions."""
+    from tests.etl.streams import StreamedTrips
+
+    made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
+    made.create()
+    return made
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Broker]:
+    """A broker that a test may end."""
+    from broker import Broker
+
+    made = Broker(tmp_path / "broker")
+    made.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="module")

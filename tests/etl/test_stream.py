@@ -9,7 +9,6 @@ import threading
 import time
 
 import pytest
-from broker import Broker
 from confluent_kafka import TopicPartition
 
 from etl.reasons import Selection
@@ -19,16 +18,9 @@ from etl.stream.run import Start, stream_tables
 from etl.stream.state import CHECKPOINT, STATE
 from etl.tables import read_quarantine
 from lakering.errors import IntegrityError, SettingError, StreamRefusedError
-from tests.etl.conftest import HEADER, NOW, Trips
+from tests.etl.conftest import HEADER, NOW
 from tests.etl.streams import StreamedTrips, trip
 from tests.etl.test_ingest_rows import line
-
-
-@pytest.fixture
-def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
-    made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
-    made.create()
-    return made
 
 
 def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,15 +83,6 @@ def test_told_to_stop_it_finishes_the_batch_at_hand(trips, broker, spark_conf_di
     assert told["rows_read"] == stream.state.totals["read"] > 0
     batch = stream.state.batch
     assert stream.place.lake.storage.exists(*stream.place.checkpoint, "commits", str(batch)), "Spark's own note was written"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Broker]:
-    """A broker that a test may end."""
-    made = Broker(tmp_path / "broker")
-    made.start()
-    yield made
-    made.stop()
 
 
 @pytest.mark.faults

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import pytest
-from broker import Broker
 from confluent_kafka import TopicPartition
 from pyspark.sql import DataFrame, SparkSession
 
@@ -21,17 +18,9 @@ from etl.stream.run import Start, stream_tables
 from etl.tables import SmallFiles
 from lakering.errors import BusyError, IntegrityError, StreamRefusedError
 from recipes import read_recipe
-from tests.etl.conftest import Trips
 from tests.etl.streams import StreamedTrips, trip
 
 PATIENCE_S = 240.0
-
-
-@pytest.fixture
-def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
-    made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
-    made.create()
-    return made
 
 
 @pytest.fixture
@@ -48,15 +37,6 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]]
         monkeypatch.setattr(Stream, "take", held)
 
     return do
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Broker]:
-    """A broker that a test may end."""
-    made = Broker(tmp_path / "broker")
-    made.start()
-    yield made
-    made.stop()
 
 
 def test_messages_that_retention_takes_from_under_a_batch_are_told(stream, between):

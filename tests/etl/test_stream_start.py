@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from broker import Broker
 from confluent_kafka import TopicPartition
 
 from etl.stream.run import Start, stream_tables
@@ -28,13 +27,6 @@ from tests.etl.streams import StreamedTrips, trip
 from tests.etl.test_stream_faults import ENTRY, ROOT, filled
 
 JOB = "etl/jobs/ingest_stream.py"
-
-
-@pytest.fixture
-def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
-    made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
-    made.create()
-    return made
 
 
 @pytest.fixture

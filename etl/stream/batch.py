@@ -6,6 +6,7 @@ import datetime
 import logging
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,7 @@ from etl.sources.registry import WriterSchemas
 from etl.stream.messages import Habits, Messages, parsed_messages
 from etl.stream.start import find_gap, gap_error
 from etl.stream.state import Place, State
-from etl.tables import Batch, Counts, SmallFiles, table_lock, write_quarantine, write_rows
+from etl.tables import Batch, Counts, SmallFiles, read_state, table_lock, write_quarantine, write_rows
 from etl.transforms.lateness import BUCKETS
 from lakering.errors import IntegrityError, SettingError, StreamRefusedError
 from lakering.names import fingerprint
@@ -63,11 +64,17 @@ class Stream:
     result: StreamResult = field(default_factory=StreamResult)
     habits: Habits = field(default_factory=Habits)
     small_files: SmallFiles = field(init=False)
+    beside: ThreadPoolExecutor = field(init=False)
     #: Set by a batch that was refused beyond the contract's limit, once it is in.
     refused: StreamRefusedError | None = None
 
     def __post_init__(self) -> None:
         self.small_files = SmallFiles(self.place.lake, self.contract)
+        self.beside = ThreadPoolExecutor(1)
+
+    def close(self) -> None:
+        """Waits for what runs beside the batches."""
+        self.beside.shutdown()
 
     def take(self, spark: SparkSession, messages: DataFrame, number: int) -> None:
         """Takes in a micro-batch. Raises what batch ingest raises, and IntegrityError for a topic that is not what it was."""
@@ -101,6 +108,8 @@ class Stream:
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin,
                              batch.num_tasks, batch.survey)  # fmt: skip
                 counts, conflicts = self._write(spark, rows)
+                # Beside what is left of this batch and the next one's parsing. Should it fail, the next merge says why.
+                self.beside.submit(read_state, spark, lake, contract.table)
             if counts.conflicts:
                 refused[", ".join(contract.key) or "_source, _position", "conflict"] += counts.conflicts
             if refused:

@@ -3,6 +3,7 @@ to stop."""
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
@@ -36,6 +37,9 @@ POLL_S, PATIENCE_S, COMMIT_PATIENCE_S = 0.2, 10.0, 60.0
 READING = {"kafka.fetch.max.wait.ms": "10", "kafka.max.poll.records": "10000"}
 #: In the trace of what ended a task: its consumer did not get what it was to read.
 KAFKA = re.compile(r"org\.apache\.kafka|KAFKA_DATA_LOSS|kafka010\.Kafka\w+Exception")
+#: Py4j ties a Java object and its methods into a cycle. Python looks for cycles ever more rarely, and as long the JVM keeps what
+#: batches made, their plans above all: so after so many batches it is told to look.
+COLLECT_EVERY = 10
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
 
 
@@ -84,6 +88,8 @@ class Query:
             except BaseException as error:
                 self._failure = error  # whole, where Spark would hand on its text
                 raise
+            if number % COLLECT_EVERY == 0:
+                gc.collect()
 
     @property
     def ended(self) -> bool:
@@ -166,12 +172,12 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
     if recipe.kafka is None:
         raise recipe.document.error((), "key 'kafka' is missing, such as kafka: {servers: 'localhost:9092'}")
     broker = Broker(recipe.kafka)
-    with ExitStack() as locks:
+    with ExitStack() as held:
         streams = []
         for name, source in sources:
             place = Place(recipe.lake, name, source.topic)
             what = f"the stream of topic '{source.topic}' into table '{name}'"
-            locks.enter_context(storage_lock(recipe.lake.storage, *place.folder, what=what, wait=False))
+            held.enter_context(storage_lock(recipe.lake.storage, *place.folder, what=what, wait=False))
             try:
                 topic = broker.describe_topic(source.topic, how.wait, stop.is_set)
             except LakeringError:
@@ -183,6 +189,7 @@ def stream_tables(spark: SparkSession, recipe: Recipe, contracts: dict[str, Cont
             _validate_schema(spark, recipe, source, contracts[name], schemas)
             result = results.setdefault(f"{name} from {source.topic}", StreamResult())
             stream = Stream(place, contracts[name], broker, state, schemas, result)
+            held.callback(stream.close)
             streams.append((stream, source))
         queries: list[Query] = []
         try:

@@ -1,7 +1,7 @@
 """The only place that reads and writes Delta."""
 
 from etl.tables.compaction import SmallFiles
-from etl.tables.delta import create_table, has_log, read_table, table_id, table_version
+from etl.tables.delta import create_table, has_log, read_state, read_table, table_id, table_version
 from etl.tables.lock import table_lock
 from etl.tables.origins import read_origins
 from etl.tables.progress import append_progress, read_progress
@@ -22,6 +22,7 @@ __all__ = [
     "read_origins",
     "read_progress",
     "read_quarantine",
+    "read_state",
     "read_table",
     "survey_rows",
     "table_id",

@@ -86,6 +86,12 @@ def create_table(spark: SparkSession, lake: Lake, contract: Contract) -> DeltaTa
     return table
 
 
+def read_state(spark: SparkSession, lake: Lake, table: str) -> None:
+    """Has Delta work out, and keep, what a table's newest commit left of its files: what comes to the table next, a merge above
+    all, would have to wait for it."""
+    DeltaTable.forPath(spark, lake.storage.uri(*lake.table(table))).detail().collect()
+
+
 def validate_shape(lake: Lake, contract: Contract) -> list[Column]:
     """The contract's columns that its table, which is there, has yet to take up. Raises as ``create_table`` does."""
     uri, shape = lake.storage.uri(*lake.table(contract.table)), _shape(contract)

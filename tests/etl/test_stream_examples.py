@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +26,7 @@ from etl.examples.inputs import build_inputs
 from etl.ingest import ingest_table
 from etl.stream.batch import StreamResult
 from etl.stream.run import Start, stream_tables
+from etl.stream.state import Place
 from etl.tables import read_quarantine, read_table, table_version
 from etl.tables.examples import make_build
 from recipes import Recipe, read_recipe
@@ -112,16 +118,34 @@ def stored(spark: SparkSession, recipe: Recipe) -> list[list[dict[str, Any]]]:
     return [[row.asDict() for row in rows.collect()] for rows in (table, refused)]
 
 
-@pytest.mark.faults  # not a fault, but as slow
-def test_the_cluster_streams_a_topic_as_local_mode_does(
+def executors_of(mark: str) -> list[psutil.Process]:
+    """The JVMs that have this mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "java" and process.environ().get("MARK") == mark:
+                found.append(process)
+    return found
+
+
+@pytest.mark.faults
+def test_the_cluster_streams_a_topic_as_local_mode_does_though_an_executor_is_killed(
     spark: SparkSession, broker: Broker, cluster: str, submit: Callable[..., Any], tmp_path: Path
 ) -> None:
     write_rides(tmp_path, num_rows=600, num_bad=3)
     path = write_recipe(tmp_path, broker.servers, "cluster-rides")
     send(broker.servers, "cluster-rides", lines_of(tmp_path))
     summary = tmp_path / "summary.json"
-    done = submit("etl/jobs/ingest_stream.py", "--recipe", str(path), "--lake", str(tmp_path / "cluster"), "--table", "rides",
-                  "--once", "--summary", str(summary), master=cluster)  # fmt: skip
+    mark = uuid.uuid4().hex
+    flags = ("--recipe", str(path), "--lake", str(tmp_path / "cluster"), "--table", "rides", "--once", "--summary", str(summary))
+    place = Place(read_recipe(path, lake=str(tmp_path / "cluster")).lake, "rides", "cluster-rides")
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(submit, "etl/jobs/ingest_stream.py", *flags, master=cluster, conf=(f"spark.executorEnv.MARK={mark}",))
+        while (state := place.read()) is None or state.batch < 0:
+            assert not job.done(), job.result().stderr[-5000:]
+            time.sleep(0.05)
+        executors_of(mark)[0].kill()  # the second batch is under way, or about to be
+        done = job.result()
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     told = json.loads(summary.read_text())["rides from cluster-rides"]
     assert (told["batches"], told["rows_read"], told["rows_written"], told["rows_refused"]) == (3, 603, 600, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from functools import partial
 
 import pytest
 from confluent_kafka import TopicPartition
+from py4j.finalizer import ThreadSafeFinalizer
 from pyspark.sql import DataFrame, SparkSession
 
 import etl.stream.batch
+import etl.stream.run
 from etl.stream.batch import Stream
 from etl.stream.run import Start, stream_tables
 from etl.tables import SmallFiles
@@ -116,6 +119,22 @@ def test_a_partition_that_a_stream_writes_keeps_few_files(stream, monkeypatch):
     merges = [actions for actions in commits if any(a.get("commitInfo", {}).get("operation") == "OPTIMIZE" for a in actions)]
     assert [sum("remove" in action for action in actions) for actions in merges] == [3]
     assert stream.ids() == [0, 1, 2, 3]
+
+
+def test_what_batches_made_in_the_jvm_is_let_go_though_python_does_not_look_for_cycles(stream, monkeypatch):
+    monkeypatch.setattr(etl.stream.run, "COLLECT_EVERY", 2)
+    stream.max_offsets = 1
+    stream.send(*(trip(id=number) for number in range(3)))
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(ThreadSafeFinalizer.finalizers)  # one for each Java object that Python holds
+        assert stream.drain().batches == 3
+        held = len(ThreadSafeFinalizer.finalizers) - before
+    finally:
+        gc.enable()
+    assert held < 100
+    assert stream.ids() == [0, 1, 2]
 
 
 def test_a_topic_with_too_much_poison_ends_the_job_and_costs_another_topic_nothing(make_trips, broker):

@@ -20,6 +20,7 @@ from etl.stream.batch import Stream
 from etl.stream.run import Start, stream_tables
 from etl.tables import SmallFiles
 from lakering.errors import BusyError, IntegrityError, StreamRefusedError
+from lakering.lake import Lake
 from recipes import read_recipe
 from tests.etl.streams import StreamedTrips, trip
 
@@ -135,6 +136,21 @@ def test_what_batches_made_in_the_jvm_is_let_go_though_python_does_not_look_for_
         gc.enable()
     assert held < 100
     assert stream.ids() == [0, 1, 2]
+
+
+def test_what_is_read_beside_the_batches_and_fails_costs_nothing(stream, monkeypatch):
+    asked = []
+
+    def fail(spark: SparkSession, lake: Lake, table: str) -> None:
+        asked.append(table)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(etl.stream.batch, "read_state", fail)
+    stream.max_offsets = 1
+    stream.send(trip(id=0), b"{", trip(id=1))
+    assert stream.drain().batches == 3
+    assert stream.ids() == [0, 1]
+    assert asked == ["trips"] * 2
 
 
 def test_a_topic_with_too_much_poison_ends_the_job_and_costs_another_topic_nothing(make_trips, broker):

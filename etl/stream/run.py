@@ -38,7 +38,7 @@ READING = {"kafka.fetch.max.wait.ms": "10", "kafka.max.poll.records": "10000"}
 #: In the trace of what ended a task: its consumer did not get what it was to read.
 KAFKA = re.compile(r"org\.apache\.kafka|KAFKA_DATA_LOSS|kafka010\.Kafka\w+Exception")
 #: Py4j ties a Java object and its methods into a cycle. Python looks for cycles ever more rarely, and as long the JVM keeps what
-#: batches made, their plans above all: so after so many batches it is told to look.
+#: batches made (24 MB after seven minutes): so after so many batches it is told to look.
 COLLECT_EVERY = 10
 BROKEN_CHECKPOINT = ("Malformed log file", "Incomplete log file", "Failed to read log file", "log files should exist")
 

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from etl.sources.broker import Broker
 from etl.tables import create_table
 from lakering.lake import Lake
+from recipes.kafka import Kafka
 from schemas import Contract
 
 PARTITIONS = 4
@@ -42,8 +44,7 @@ def message(number: int, at: datetime.datetime, chance: random.Random) -> bytes:
 def create_topic(servers: str, topic: str) -> None:
     # Kept whatever a message's timestamp: the broker would delete those that are old.
     new = NewTopic(topic, PARTITIONS, config={"retention.ms": "-1"})
-    admin = AdminClient({"bootstrap.servers": servers})
-    admin.create_topics([new])[topic].result(60)
+    Broker(Kafka(servers=servers)).create_topic(new)
 
 
 def send_messages(servers: str, topic: str, num_rows: int, first: int) -> None:

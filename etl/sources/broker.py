@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from lakering.errors import InputError, LakeringError, nearest
 from recipes.kafka import Kafka
 
 TIMEOUT_S = 20.0
 #: A question waits so long at first, and no longer than that: who is told to stop does not wait for its end.
-TRY_S, MAX_TRY_S = 0.5, 10.0
+TRY_S, MAX_TRY_S, MIN_TRY_S = 0.5, 10.0, 0.1
 #: So many of the newest messages of each partition tell how large a topic's messages are.
 SAMPLE = 100
 T = TypeVar("T")
@@ -75,6 +75,28 @@ class Broker:
             self.admin = AdminClient(settings, logger=SILENT)
         except KafkaException as error:  # a file that is no certificate, a key that does not fit
             raise self._refused(error.args[0]) from None
+
+    def create_topic(self, topic: NewTopic, timeout: float = TIMEOUT_S) -> Topic:
+        """Makes a topic, and waits until the broker tells of it: what answers us learns of it from what made it.
+
+        Raises LakeringError when it is not made, or there is one of the name."""
+        try:
+            self.admin.create_topics([topic], request_timeout=timeout)[topic.topic].result()
+        except KafkaException as error:
+            raise LakeringError(f"topic '{topic.topic}' could not be made: {error.args[0].str()}",
+                                next_step="check the name and what the user may do, or make it yourself") from None  # fmt: skip
+        return self.await_topic(topic.topic, timeout)
+
+    def await_topic(self, name: str, timeout: float = TIMEOUT_S) -> Topic:
+        """As ``describe_topic``, of a topic that the broker may not tell of yet."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self.describe_topic(name, max(deadline - time.monotonic(), MIN_TRY_S))
+            except InputError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(MIN_TRY_S)
 
     def describe_topic(self, name: str, timeout: float = TIMEOUT_S, stop: Callable[[], bool] = lambda: False) -> Topic:
         """See ``describe_topic``. Once ``stop`` says so, a broker that does not answer is waited for no longer."""
@@ -146,7 +168,7 @@ class Broker:
         while True:
             left = deadline - time.monotonic()
             try:
-                return question(max(min(left, patience), 0.1))
+                return question(max(min(left, patience), MIN_TRY_S))
             except KafkaException as error:
                 last = error.args[0]
             except TimeoutError:

@@ -70,8 +70,11 @@ def replay_table(spark: SparkSession, recipe: Recipe, kafka: Kafka, table: str, 
         files = list_files(recipe.resolve(source.files), storage)
         groups += group_files(source.format, files, contract, storage, folder_of(recipe.resolve(source.files), storage))
     with parsed_files(spark, groups, contract, storage) as parsed, named_errors(groups):
-        result.created = _create_topic(broker, topic, partitions)
-        result.partitions = len(broker.describe_topic(topic).end)
+        is_new = topic not in broker.topics()
+        # One that is made keeps events however old they are.
+        made = NewTopic(topic, num_partitions=partitions, config={"retention.ms": "-1"})
+        result.partitions = len((broker.create_topic(made) if is_new else broker.describe_topic(topic)).end)
+        result.created = is_new
         validate_unchanged((file for group in groups for file in group.files), storage)
         result.rows, result.refused = sum(parsed.reasons.values()), sum(parsed.reasons.values()) - parsed.num_valid
         events = events_of(parsed, contract)
@@ -135,19 +138,6 @@ def _send(kafka: Kafka, topic: str, events: Iterable[Row], rate: float | None, r
     if left:
         raise LakeringError(f"topic '{topic}' did not take {left:,} events within {FLUSH_S} s; {result.sent:,} were sent",
                             next_step="check the broker, and send again: events that are there twice are added once")  # fmt: skip
-
-
-def _create_topic(broker: Broker, topic: str, partitions: int) -> bool:
-    """Makes a topic that keeps events however old they are; false if there is one of the name."""
-    if topic in broker.topics():
-        return False
-    wanted = NewTopic(topic, num_partitions=partitions, config={"retention.ms": "-1"})
-    try:
-        broker.admin.create_topics([wanted], request_timeout=20)[topic].result()
-    except KafkaException as error:
-        raise LakeringError(f"topic '{topic}' could not be made: {error.args[0].str()}",
-                            next_step="check the name and what the user may do, or make it yourself") from None  # fmt: skip
-    return True
 
 
 def _validate_retention(broker: Broker, topic: str, first: datetime.datetime, now: datetime.datetime) -> None:

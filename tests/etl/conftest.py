@@ -152,14 +152,15 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker that speaks everything, and has a topic of three partitions with five messages in two of them."""
     from broker import Broker
 
+    from tests.etl.streams import create_topic  # which has what is below
+
     made = Broker(tmp_path_factory.mktemp("secured"), listeners=("SSL", "SASL_PLAINTEXT", "SASL_SSL"), users={"alice": PASSWORD})
     made.start()
-    admin = AdminClient({"bootstrap.servers": made.servers})
-    admin.create_topics([NewTopic("trips", 3)])["trips"].result(30)
+    create_topic(AdminClient({"bootstrap.servers": made.servers}), NewTopic("trips", 3))
     producer = Producer({"bootstrap.servers": made.servers})
     for number in range(5):
         producer.produce("trips", b"%d" % number, partition=number % 2)
     assert producer.flush(30) == 0
-    del admin, producer
+    del producer
     yield made
     made.stop()

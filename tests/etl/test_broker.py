@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from broker import Broker as TrialBroker
 from confluent_kafka.admin import AdminClient, NewTopic
 from pyspark.sql import SparkSession
 
-from etl.sources.broker import Topic, describe_topic
+from etl.sources.broker import Broker, Topic, describe_topic
 from lakering.errors import InputError, LakeringError, SettingError
 from recipes import read_recipe
 from recipes.kafka import Kafka
@@ -52,6 +53,24 @@ def test_a_topic_made_again_has_another_id(broker):
         ids.add(describe_topic(kafka, "test_broker_again").id)
         delete_topic(admin, "test_broker_again")
     assert len(ids) == 2
+
+
+def test_a_topic_that_the_broker_does_not_tell_of_yet_is_waited_for(broker):
+    ours, admin = Broker(Kafka(servers=broker.servers)), AdminClient({"bootstrap.servers": broker.servers})
+    with ThreadPoolExecutor(1) as beside:
+        awaited = beside.submit(ours.await_topic, "test_broker_awaited")
+        with pytest.raises(InputError, match="has no topic 'test_broker_awaited'"):
+            ours.await_topic("test_broker_awaited", timeout=1)
+        assert not awaited.done()
+        create_topic(admin, NewTopic("test_broker_awaited", 3))
+        assert awaited.result().end == {0: 0, 1: 0, 2: 0}
+
+
+def test_a_topic_is_made_and_told_and_not_made_twice(broker):
+    ours = Broker(Kafka(servers=broker.servers))
+    assert ours.create_topic(NewTopic("test_broker_made", 2)).end == {0: 0, 1: 0}
+    with pytest.raises(LakeringError, match=r"topic 'test_broker_made' could not be made: .*already exists"):
+        ours.create_topic(NewTopic("test_broker_made", 2))
 
 
 def test_a_topic_that_is_missing_is_told_with_the_nearest(reach):

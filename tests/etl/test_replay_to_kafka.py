@@ -14,6 +14,7 @@ from etl.tools.replay_to_kafka import replay_table
 from lakering.errors import InputError, SettingError
 from recipes.kafka import Kafka
 from tests.etl.conftest import HEADER, NOW, Trips
+from tests.etl.streams import create_topic
 
 ROWS = [
     '2024-01-03,3,2024-01-03T08:00:00.250Z,1e1,1.20,south,false,"says ""hi"", twice"',
@@ -83,7 +84,7 @@ def test_a_rate_is_not_exceeded(trips, broker):
 def test_a_topic_that_would_delete_the_events_for_their_age_is_refused(trips, broker):
     trips.write("a.csv", HEADER + "".join(row + "\n" for row in ROWS))
     admin = AdminClient({"bootstrap.servers": broker.servers})
-    admin.create_topics([NewTopic("replay_week", 1)])["replay_week"].result(30)
+    create_topic(admin, NewTopic("replay_week", 1))
     with pytest.raises(SettingError, match="topic 'replay_week' keeps events for 7 days, and the first is 120 days old"):
         replay(trips, broker, "replay_week")
     assert describe_topic(Kafka(servers=broker.servers), "replay_week").num_messages == 0

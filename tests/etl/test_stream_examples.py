@@ -31,6 +31,7 @@ from etl.tables import read_quarantine, read_table, table_version
 from etl.tables.examples import make_build
 from recipes import Recipe, read_recipe
 from tests.etl.conftest import NOW
+from tests.etl.streams import create_topic
 from tests.rides import write_rides
 
 RIDES = Path(__file__).resolve().parents[1] / "rides"
@@ -53,8 +54,7 @@ def write_recipe(folder: Path, servers: str, topic: str) -> Path:
 def send(servers: str, topic: str, lines: list[bytes]) -> None:
     """Deals lines out to a new topic's three partitions."""
     kept = NewTopic(topic, 3, config={"retention.ms": "-1"})
-    admin = AdminClient({"bootstrap.servers": servers})  # what it answers goes when it does
-    admin.create_topics([kept])[topic].result(60)
+    create_topic(AdminClient({"bootstrap.servers": servers}), kept)
     producer = Producer({"bootstrap.servers": servers})
     for number, line in enumerate(lines):
         producer.produce(topic, line, partition=number % 3)

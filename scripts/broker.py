@@ -22,7 +22,7 @@ from cluster import HOST, free_ports
 from prerequisites import java_command
 
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-READY = b"Kafka Server started"
+READY, TAKEN = b"Kafka Server started", "Address already in use"
 LOGGING = """status = error
 rootLogger.level = warn
 rootLogger.appenderRef.out.ref = out
@@ -85,11 +85,22 @@ class Broker:
         if self.running():
             raise BrokerError(f"a broker is running: {self.servers} (stop it first)")
         self.folder.mkdir(parents=True, exist_ok=True)
-        ports = self.notes().get("ports", {})
-        names = ("CONTROLLER", *self._listeners)
-        if set(ports) != set(names):
-            ports = dict(zip(names, free_ports(len(names)), strict=True))
-        ports["PLAINTEXT"] = self._wanted_port or ports["PLAINTEXT"]
+        names, noted = ("CONTROLLER", *self._listeners), self.notes().get("ports", {})
+        is_new, tries = set(noted) != set(names), 3
+        while True:
+            ports = dict(zip(names, free_ports(len(names)), strict=True)) if is_new else noted
+            ports["PLAINTEXT"] = self._wanted_port or ports["PLAINTEXT"]
+            tries -= 1
+            try:
+                self._start(ports, timeout_s)
+            except BrokerError as error:  # a port that was free may go to another process before it is ours
+                if self._wanted_port or not (is_new and tries and TAKEN in str(error)):
+                    raise
+            else:
+                return self.servers
+
+    def _start(self, ports: Mapping[str, int], timeout_s: float) -> None:
+        """As ``start``, on these ports."""
         self._note(ports=ports)
         self._write_settings(ports)
         if not (self.folder / "data" / "meta.properties").exists():
@@ -105,7 +116,6 @@ class Broker:
         except BaseException:  # an interrupt too: no broker is left, and the error goes on
             self.kill()
             raise
-        return self.servers
 
     def _wait(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

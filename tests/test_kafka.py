@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from broker import Broker, BrokerError
+from cluster import free_ports
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -58,6 +60,21 @@ def test_another_process_finds_the_broker_and_the_command_tells_where_it_is(brok
         [sys.executable, str(SCRIPT), "status", "--folder", str(broker.folder)], capture_output=True, text=True, timeout=60
     )
     assert told.stdout == f"bootstrap servers: {broker.servers}\n"
+
+
+def test_a_port_that_another_process_took_meanwhile_is_replaced(tmp_path, monkeypatch):
+    made = Broker(tmp_path)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        taken, free = held.getsockname()[1], free_ports(3)
+        chosen = iter([[free[0], taken], free[1:]])
+        monkeypatch.setattr("broker.free_ports", lambda number: next(chosen))
+        try:
+            assert made.start() == f"127.0.0.1:{free[2]}"
+            assert made.running()
+        finally:
+            made.stop()
 
 
 def test_a_broker_that_cannot_start_tells_what_its_log_says(tmp_path):

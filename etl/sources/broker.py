@@ -92,11 +92,11 @@ class Broker:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                return self.describe_topic(name, max(deadline - time.monotonic(), MIN_TRY_S))
+                return self.describe_topic(name, timeout)
             except InputError:
-                if time.monotonic() >= deadline:
+                if time.monotonic() + MIN_TRY_S >= deadline:
                     raise
-                time.sleep(MIN_TRY_S)
+            time.sleep(MIN_TRY_S)
 
     def describe_topic(self, name: str, timeout: float = TIMEOUT_S, stop: Callable[[], bool] = lambda: False) -> Topic:
         """See ``describe_topic``. Once ``stop`` says so, a broker that does not answer is waited for no longer."""

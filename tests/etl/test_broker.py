@@ -60,7 +60,7 @@ def test_a_topic_that_the_broker_does_not_tell_of_yet_is_waited_for(broker):
     with ThreadPoolExecutor(1) as beside:
         awaited = beside.submit(ours.await_topic, "test_broker_awaited")
         with pytest.raises(InputError, match="has no topic 'test_broker_awaited'"):
-            ours.await_topic("test_broker_awaited", timeout=1)
+            ours.await_topic("test_broker_awaited", timeout=3)
         assert not awaited.done()
         create_topic(admin, NewTopic("test_broker_awaited", 3))
         assert awaited.result().end == {0: 0, 1: 0, 2: 0}
@@ -115,7 +115,7 @@ def test_tls_takes_the_broker_for_itself_alone_and_never_falls_back(reach, secur
         describe_topic(reach("SSL", servers=secured.servers_of("SSL").replace("127.0.0.1", "localhost")), "trips", timeout=60)
     # Which of the two is said depends on whether the broker hangs up before it is read.
     with pytest.raises(LakeringError, match=r"PLAINTEXT broker listener|SSL connection closed by peer"):
-        describe_topic(reach("SSL", servers=secured.servers), "trips", timeout=2)
+        describe_topic(reach("SSL", servers=secured.servers), "trips", timeout=10)
     with pytest.raises(LakeringError, match="did not tell its topics"):
         describe_topic(reach("PLAINTEXT", servers=secured.servers_of("SSL")), "trips", timeout=2)
     with pytest.raises(InputError, match=r"kafka.ca .*/none.pem cannot be read: No such file"):

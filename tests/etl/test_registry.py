@@ -94,7 +94,7 @@ def test_an_answer_that_is_none_of_a_registry_is_an_error(served, body):
 def test_a_registry_that_is_down_is_an_error_after_a_while(served):
     served.answer(7, 503)
     with pytest.raises(LakeringError, match=r"status 503(?s:.)+that it runs"):
-        find_schema(Registry(url=served.url()), 7, patience=0.5)
+        find_schema(Registry(url=served.url()), 7, patience=0.7)
     assert len(served.asked) == 2
     with socket.socket() as held:  # bound, and listening to nobody
         held.bind(("127.0.0.1", 0))

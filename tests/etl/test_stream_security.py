@@ -56,7 +56,7 @@ def test_a_wrong_password_ends_the_job_with_1_at_once_and_is_told_nowhere(stream
         done = run_here(JOB, "--recipe", secured_recipe(stream, secured), "--once", "--summary", tmp_path / "summary.json")
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert done.returncode == 1
     assert "SASL authentication error" in done.stderr
     assert "check in the recipe's kafka: the user, the password and the mechanism" in done.stderr
@@ -90,7 +90,7 @@ def crawl(root: str) -> dict[str, str]:
 
 
 @pytest.mark.faults
-def test_logs_summary_and_ui_of_a_secured_stream_show_no_secret(stream, secured, spark_conf_dir, tmp_path, monkeypatch):
+def test_logs_errors_summary_and_ui_of_a_secured_stream_show_no_secret(stream, secured, spark_conf_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_KAFKA_PASSWORD", PASSWORD)
     (port,), log, summary = free_ports(1), tmp_path / "log", tmp_path / "summary.json"
     command = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]", "--properties-file",
@@ -107,12 +107,14 @@ def test_logs_summary_and_ui_of_a_secured_stream_show_no_secret(stream, secured,
             time.sleep(0.1)
         pages = crawl(f"http://127.0.0.1:{port}")
         arguments = subprocess.run(["ps", "-ewwo", "args="], capture_output=True, text=True, check=True).stdout
-        os.kill(job.pid, signal.SIGTERM)
-        assert job.wait(PATIENCE_S) == 0, log.read_text()[-5000:]
+        stream.delete()  # so that it ends inside Spark, with all that Spark tells of that
+        assert job.wait(PATIENCE_S) == 2, log.read_text()[-5000:]
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
     assert [row["id"] for row in stream.trips.rows()] == [1, 2]
+    assert re.search(f"^error: .*has no topic '{stream.topic}'", log.read_text(), re.MULTILINE)
+    assert "StreamingQueryException" in log.read_text() or "ERROR MicroBatchExecution" in log.read_text()
     shown = {**pages, "log": log.read_text(), "summary": summary.read_text(), "arguments": arguments}
     assert sum("/SQL/execution/" in page for page in pages) > 3, "the plans were among what was read"
     assert any("StreamingQuery/statistics" in page for page in pages)

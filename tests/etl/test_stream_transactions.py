@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 
 import pytest
-from broker import Broker
+from broker import Broker as TrialBroker
 from confluent_kafka import Producer, TopicPartition
 
-from etl.sources.broker import SILENT
+from etl.sources.broker import SILENT, Broker
+from recipes.kafka import Kafka
 from tests.etl.conftest import Trips
 from tests.etl.streams import StreamedTrips, trip
 
 
 @pytest.fixture
-def stream(trips: Trips, broker: Broker, request: pytest.FixtureRequest) -> StreamedTrips:
+def stream(trips: Trips, broker: TrialBroker, request: pytest.FixtureRequest) -> StreamedTrips:
     made = StreamedTrips(trips, broker.servers, re.sub(r"\W", "-", request.node.name))
     made.create(1)
     return made
@@ -34,22 +37,31 @@ def begin(producer: Producer, stream: StreamedTrips, *values: bytes) -> None:
     assert producer.flush(60) == 0
 
 
+def end(ended: Callable[[float], None], stream: StreamedTrips, offset: int) -> None:
+    """Commits or aborts, and waits until readers get up to ``offset``: the broker marks the messages some moments later."""
+    ended(60)
+    ours, deadline = Broker(Kafka(servers=stream.servers)), time.monotonic() + 60
+    while (found := ours.describe_topic(stream.topic).end[0]) != offset:
+        assert time.monotonic() < deadline, f"readers get up to {found}"
+        time.sleep(0.02)
+
+
 def test_what_was_aborted_is_not_read_and_offsets_without_a_message_are_no_loss(stream, producer):
     begin(producer, stream, trip(id=1), trip(id=2))
-    producer.commit_transaction(60)  # its mark has offset 2
+    end(producer.commit_transaction, stream, 3)  # its mark has offset 2
     begin(producer, stream, trip(id=8), trip(id=9))
-    producer.abort_transaction(60)  # 3 and 4, and its mark 5
+    end(producer.abort_transaction, stream, 6)  # 3 and 4, and its mark 5
     assert stream.drain().rows_read == 2
     assert stream.state.next == {0: 6}
     begin(producer, stream, trip(id=10))
-    producer.abort_transaction(60)
+    end(producer.abort_transaction, stream, 8)
     assert stream.drain().rows_read == 0
     assert [(row["rows_read"], row["offsets"]) for row in stream.place.progress()] == [
         (2, [{"partition": 0, "first": 0, "end": 6}]), (0, [{"partition": 0, "first": 6, "end": 8}])]  # fmt: skip
     (deleted,) = stream.admin.delete_records([TopicPartition(stream.topic, 0, 8)]).values()
     deleted.result(60)
     begin(producer, stream, trip(id=3))
-    producer.commit_transaction(60)
+    end(producer.commit_transaction, stream, 10)
     assert stream.drain(start="table").rows_read == 1
     assert stream.ids() == [1, 2, 3]
 
@@ -59,6 +71,6 @@ def test_a_transaction_that_is_open_is_read_once_it_ends_from_latest_on_too(stre
     stream.send(trip(id=1))
     begin(producer, stream, trip(id=2))
     assert stream.drain(start="latest").rows_read == 0
-    producer.commit_transaction(60)
+    end(producer.commit_transaction, stream, 3)
     assert stream.drain().rows_read == 1
     assert stream.ids() == [2]

@@ -23,6 +23,7 @@ OVERRIDES = ("training.precision=float64", "training.epochs=40", "training.check
 #: Stops for ever where the index of the second checkpoint would be written.
 HELD = """
 import sys, threading
+import training.saver
 from lakering.storage import Storage
 from recipes import read_recipe
 from training.distributed import World
@@ -37,6 +38,7 @@ def held(storage, value, *parts):
         threading.Event().wait()
     write_json(storage, value, *parts)
 
+training.saver.LEAST_WAIT = 60.0  # no checkpoint is left out, however long one takes
 Storage.write_json = held
 train(World(), train_request(read_recipe(sys.argv[1], overrides=sys.argv[2:])))
 """
@@ -44,6 +46,7 @@ train(World(), train_request(read_recipe(sys.argv[1], overrides=sys.argv[2:])))
 #: No file may be longer than some bytes, until the first checkpoint could not be written, or for ever.
 FULL = """
 import logging, resource, sys
+import training.saver
 from lakering.jobs import run_job
 from training.jobs.train import main, parser
 
@@ -54,6 +57,7 @@ class MakesRoom(logging.Handler):
 
 if sys.argv.pop(1) == "once":
     logging.getLogger("training").addHandler(MakesRoom())
+training.saver.LEAST_WAIT = 60.0  # no checkpoint is left out, however long one takes
 resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
 run_job(main, parser())
 """

@@ -217,6 +217,7 @@ boxes = {"width": st.integers(1, 5000), "height": st.integers(1, 5000), "form": 
 shares = st.floats(0, 1, exclude_max=True)
 
 
+@hypothesis_settings(deadline=None)
 @given(**boxes, area=st.floats(0.01, 1), stretch=st.floats(0.75, 4 / 3), x=shares, y=shares)
 def test_a_random_box_lies_within_the_image_and_has_its_area(width, height, form, area, stretch, x, y):
     left, top, right, bottom = random_box(width, height, form, area, stretch, x, y)
@@ -228,6 +229,7 @@ def test_a_random_box_lies_within_the_image_and_has_its_area(width, height, form
         assert right - left == pytest.approx(width) or bottom - top == pytest.approx(height)
 
 
+@hypothesis_settings(deadline=None)
 @given(**boxes)
 def test_the_centre_box_touches_two_sides_and_has_the_form(width, height, form):
     left, top, right, bottom = center_box(width, height, form)
@@ -274,6 +276,7 @@ def test_a_skipped_image_is_zeros_and_told(cell):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@hypothesis_settings(deadline=None)
 @given(st.data())
 def test_no_damage_to_an_image_raises_anything_else(data):
     whole = data.draw(

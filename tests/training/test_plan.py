@@ -77,6 +77,7 @@ def test_row_groups_are_read_again_by_neighbours_alone(counts, order, epoch, ran
     assert num_reads <= sum(n > 0 for n in counts) + (ranks - 1) * len(windows)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 50))
 def test_steps_cover_the_rows(num_rows, batch_size):
     steps = plan.num_steps(num_rows, batch_size)

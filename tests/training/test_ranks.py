@@ -35,7 +35,8 @@ def seen(tmp_path_factory, toy_writer, job_environment):
     script = Path(__file__).with_name("two_ranks.py")
     command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--network-interface", "lo",
                sys.executable, str(script), str(toy.recipe), str(toy.folder)]  # fmt: skip
-    done = subprocess.run(command, env=job_environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**job_environment, "HOROVOD_GLOO_TIMEOUT_SECONDS": "180"}  # a busy machine starts no two ranks within 30 s
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return toy, [json.loads((toy.folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -73,7 +74,7 @@ def test_a_broken_file_ends_every_rank_within_seconds(seen):
     for rank in seen[1]:
         assert rank["broken file"].startswith("IntegrityError: ")
         assert "train-1.parquet, row group 0 cannot be read" in rank["broken file"]
-        assert rank["broken file's seconds"] < 30
+        assert rank["broken file's seconds"] < 120
 
 
 def test_a_row_that_is_not_finite_is_named_by_every_rank_at_the_same_step(seen):
@@ -177,12 +178,12 @@ def test_the_slowest_rank_is_named_and_the_others_waiting_is_no_allreduce(seen):
     timings = record["timings"]
     split = timings["milliseconds_per_step"]
     assert timings["slowest"].startswith(f"rank 1 on {socket.gethostname()} (compute")
-    # Rank 0 waits for the 150 ms of rank 1 at each step, less what itself is slower: on an average of both ranks, half of that.
-    assert split["waiting_for_others"] > 20
-    assert split["compute"] > 75
+    # Rank 0 waits for the 500 ms of rank 1 at each step, less what itself is slower: on an average of both ranks, half of that.
+    assert split["waiting_for_others"] > 50
+    assert split["compute"] > 250
     assert timings["rows_per_second"] == pytest.approx(2 * timings["rows_per_second_per_rank"])
-    # 1,300 rows in 14 steps of 150 ms and more.
-    assert 0 < timings["rows_per_second"] < 1300 / (14 * 0.15)
+    # 1,300 rows in 14 steps of 500 ms and more.
+    assert 0 < timings["rows_per_second"] < 1300 / (14 * 0.5)
     steps = read_steps(toy.lake, toy.lake.run("toy", ranks[0]["watched"]["run"]))
     assert all(0 < step["allreduce_seconds"] < step["seconds"] for step in steps)
 

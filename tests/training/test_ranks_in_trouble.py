@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -125,7 +126,10 @@ def pids_of(folder: Path) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def ends_all_ranks(folder: Path, seconds: float) -> None:
@@ -165,7 +169,7 @@ def test_a_sleeping_rank_is_named_and_ends_the_run(start, tmp_path):
     assert run.wait(START) != 0
     ends_all_ranks(tmp_path, 5)
     said = (tmp_path / "out").read_text()
-    assert f"warning: the other ranks have waited 1 s for rank 1 on {HOST}, reading step 3" in said
+    assert re.search(rf"warning: the other ranks have waited [1-4] s for rank 1 on {HOST}, reading step 3", said)
     reason = json.loads((tmp_path / "error-0").read_text())
     assert reason.startswith("stalled for 1")
     assert f"the other ranks waited in vain for rank 1 on {HOST}, reading step 3" in reason

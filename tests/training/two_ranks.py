@@ -115,7 +115,7 @@ def watched_training(world: HorovodWorld, recipe_path: str) -> dict[str, Any]:
 
     def slow(step: Step, *arguments: Any, **options: Any) -> Any:
         if world.rank == 1:
-            time.sleep(0.15)
+            time.sleep(0.5)
         return call(step, *arguments, **options)
 
     Step.__call__ = slow  # type: ignore[method-assign, assignment]

@@ -40,23 +40,21 @@ from schemas import read_contract
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING: Mapping[str, str] = {}
 CLEANING_S = 1.0
+TOPIC = "events"
 
 
 class Contestants:
-    """Each method that takes nothing is a contestant. What it needs is made, untimed, when it first asks for it."""
+    """Each method that takes nothing is a contestant, and takes ``num_rows`` messages in, in ``num_batches`` micro-batches. What
+    it needs is made, untimed, when it first asks for it."""
 
     def __init__(self, spark: SparkSession, servers: str, folder: Path, num_rows: int) -> None:
         self._spark, self._servers, self._folder = spark, servers, folder
-        self.num_rows, self._num_batches = num_rows, 1
+        self.num_rows, self.num_batches = num_rows, 1
         self._per_day = -(-num_rows // NUM_NEW_DAYS)
         self._contract = read_contract(ROOT / "benchmarks" / "events.yaml")
         self._seconds = BatchSeconds()
-        self._sent: set[str] = set()
+        self._sent = False
         self._turn = 0
-
-    def load(self, num_rows: int, num_batches: int) -> None:
-        """From here on so many messages are taken in, in so many micro-batches."""
-        self.num_rows, self._num_batches = num_rows, num_batches
 
     def run(self, name: str) -> tuple[float, Work]:
         """Seconds, and the work that was done in them."""
@@ -64,9 +62,9 @@ class Contestants:
         shutil.rmtree(self._folder / str(self._turn), ignore_errors=True)
         self._turn += 1
         self._lake.mkdir(parents=True)
-        if self._topic not in self._sent:
-            send_messages(self._servers, self._topic, self.num_rows, NUM_DAYS * self._per_day)
-            self._sent.add(self._topic)
+        if not self._sent:
+            send_messages(self._servers, TOPIC, self.num_rows, NUM_DAYS * self._per_day)
+            self._sent = True
         return contestant()
 
     # Ours
@@ -83,16 +81,16 @@ class Contestants:
     def batch_of_large(self) -> tuple[float, Work]:
         """As ``into_large``, but the seconds of a micro-batch."""
         _, work = self.into_large()
-        return self._seconds.median(self._num_batches), work
+        return self._seconds.median(self.num_batches), work
 
     def batch_of_small(self) -> tuple[float, Work]:
         """The same into a table of nothing but the partitions that messages come into."""
         _copy(self._history(NUM_NEW_DAYS), self._lake)
         _, work = self._drain()
-        return self._seconds.median(self._num_batches), work
+        return self._seconds.median(self.num_batches), work
 
     def _drain(self) -> tuple[float, Work]:
-        recipe = self._recipe(self._topic, self._lake)
+        recipe = self._recipe(TOPIC, self._lake)
         self._seconds.start()
         start = time.perf_counter()
         results: dict[str, StreamResult] = {}
@@ -100,7 +98,7 @@ class Contestants:
         seconds = time.perf_counter() - start
         (result,) = results.values()
         fates = (result.batches, result.rows_read, result.rows_written, result.rows_refused)
-        assert fates == (self._num_batches, self.num_rows, self.num_rows, 0), result
+        assert fates == (self.num_batches, self.num_rows, self.num_rows, 0), result
         return seconds, self._work(self._table)
 
     # What they are compared with
@@ -142,14 +140,14 @@ class Contestants:
     def _stream(self, query: Callable[[DataFrame], Any], *path: str, reading: Mapping[str, str] = NOTHING) -> float:
         start = time.perf_counter()
         rows = self._spark.readStream.format("kafka").option("kafka.bootstrap.servers", self._servers)
-        rows = rows.option("subscribe", self._topic).option("startingOffsets", "earliest").option("includeHeaders", "true")
+        rows = rows.option("subscribe", TOPIC).option("startingOffsets", "earliest").option("includeHeaders", "true")
         rows = rows.option("maxOffsetsPerTrigger", self._max_offsets).options(**reading)
         writer = query(rows.load()).option("checkpointLocation", str(self._lake / "checkpoint"))
         running = writer.trigger(availableNow=True).start(*path)
         running.awaitTermination()
         seconds = time.perf_counter() - start
         read = [progress["numInputRows"] for progress in running.recentProgress if progress["numInputRows"]]
-        assert len(read) == self._num_batches, read
+        assert len(read) == self.num_batches, read
         assert self.num_rows <= sum(read) < 1.01 * self.num_rows, read  # what is looked at beforehand counts too
         return seconds
 
@@ -231,10 +229,6 @@ class Contestants:
     # What they share
 
     @property
-    def _topic(self) -> str:
-        return f"events-{self.num_rows}"
-
-    @property
     def _lake(self) -> Path:
         """A lake of its own for each turn: Delta keeps what it knows of a path."""
         return self._folder / str(self._turn)
@@ -245,7 +239,7 @@ class Contestants:
 
     @property
     def _max_offsets(self) -> int:
-        return -(-self.num_rows // self._num_batches)
+        return -(-self.num_rows // self.num_batches)
 
     def _work(self, table: Path) -> Work:
         """What the messages made of the partitions that they came into."""
@@ -272,7 +266,7 @@ class Contestants:
 
     def _write_history(self, name: str, num_days: int) -> Path:
         folder = self._folder / name
-        lake = self._recipe(self._topic, folder).lake
+        lake = self._recipe(TOPIC, folder).lake
         write_history(self._spark, lake, self._contract, self._per_day, num_days)
         return folder
 

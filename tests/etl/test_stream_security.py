@@ -15,6 +15,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
+import psutil
 import pytest
 from broker import Broker, free_ports
 
@@ -56,7 +57,7 @@ def test_a_wrong_password_ends_the_job_with_1_at_once_and_is_told_nowhere(stream
         done = run_here(JOB, "--recipe", secured_recipe(stream, secured), "--once", "--summary", tmp_path / "summary.json")
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 20
     assert done.returncode == 1
     assert "SASL authentication error" in done.stderr
     assert "check in the recipe's kafka: the user, the password and the mechanism" in done.stderr
@@ -106,7 +107,10 @@ def test_logs_errors_summary_and_ui_of_a_secured_stream_show_no_secret(stream, s
             assert job.poll() is None, log.read_text()[-5000:]
             time.sleep(0.1)
         pages = crawl(f"http://127.0.0.1:{port}")
-        arguments = subprocess.run(["ps", "-ewwo", "args="], capture_output=True, text=True, check=True).stdout
+        # Of the job alone: a trial broker that is set up beside it is given its passwords so.
+        own = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+        arguments = "\n".join(" ".join(process.cmdline()) for process in own)
+        assert arguments.count("ingest_stream.py") >= 2, "the JVM's and Python's"
         stream.delete()  # so that it ends inside Spark, with all that Spark tells of that
         assert job.wait(PATIENCE_S) == 2, log.read_text()[-5000:]
     finally:

@@ -35,7 +35,7 @@ def seen(tmp_path_factory, toy_writer, job_environment):
     script = Path(__file__).with_name("two_ranks.py")
     command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--network-interface", "lo",
                sys.executable, str(script), str(toy.recipe), str(toy.folder)]  # fmt: skip
-    environment = {**job_environment, "HOROVOD_GLOO_TIMEOUT_SECONDS": "180"}  # a busy machine starts no two ranks within 30 s
+    environment = {**job_environment, "HOROVOD_GLOO_TIMEOUT_SECONDS": "180"}  # on a busy machine 30 s may not do
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return toy, [json.loads((toy.folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
@@ -74,7 +74,7 @@ def test_a_broken_file_ends_every_rank_within_seconds(seen):
     for rank in seen[1]:
         assert rank["broken file"].startswith("IntegrityError: ")
         assert "train-1.parquet, row group 0 cannot be read" in rank["broken file"]
-        assert rank["broken file's seconds"] < 120
+        assert rank["broken file's seconds"] < 30
 
 
 def test_a_row_that_is_not_finite_is_named_by_every_rank_at_the_same_step(seen):

@@ -15,12 +15,12 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-import psutil
 import pytest
 from broker import Broker, free_ports
 
 from tests.etl.conftest import PASSWORD, Trips
 from tests.etl.streams import StreamedTrips, trip
+from tests.processes import command_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "etl/jobs/ingest_stream.py"
@@ -108,8 +108,7 @@ def test_logs_errors_summary_and_ui_of_a_secured_stream_show_no_secret(stream, s
             time.sleep(0.1)
         pages = crawl(f"http://127.0.0.1:{port}")
         # Of the job alone: a trial broker that is set up beside it is given its passwords so.
-        own = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-        arguments = "\n".join(" ".join(process.cmdline()) for process in own)
+        arguments = "\n".join(command_lines(job.pid))
         assert arguments.count("ingest_stream.py") >= 2, "the JVM's and Python's"
         stream.delete()  # so that it ends inside Spark, with all that Spark tells of that
         assert job.wait(PATIENCE_S) == 2, log.read_text()[-5000:]

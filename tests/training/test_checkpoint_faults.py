@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -160,8 +161,9 @@ def test_sigterm_to_one_rank_saves_and_ends_all_and_one_rank_goes_on(write_toy, 
 def rank_of(pid, rank):
     """The process of a rank below horovodrun, or the job itself."""
     for process in psutil.Process(pid).children(recursive=True):
-        if "train.py" in " ".join(process.cmdline()) and process.environ().get("HOROVOD_RANK") == str(rank):
-            found = process
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends while it is asked
+            if "train.py" not in " ".join(process.cmdline()) or process.environ().get("HOROVOD_RANK") != str(rank):
+                continue
             if process.name().startswith("python"):
-                return found
+                return process
     return psutil.Process(pid)

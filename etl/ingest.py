@@ -71,7 +71,7 @@ def ingest_table(
         raise InputError(f"table '{contract.table}' has topics alone among its sources in {recipe.path}, and no files",
                          next_step="fill it with etl/jobs/ingest_stream.py")  # fmt: skip
     listed = _list_sources(recipe, contract, tuple(source for source in sources if isinstance(source, Source)))
-    with nullcontext() if dry_run else table_lock(lake, contract.table):
+    with nullcontext() if dry_run else table_lock(spark, lake, contract.table):
         known = set() if reread else _known_files(lake, contract)
         groups = []
         for source, files in listed:

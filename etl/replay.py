@@ -84,7 +84,7 @@ def replay_table(
     Raises SettingError when the contract and its table differ, or Spark cannot carry it out; LakeringError when a schema
     registry does not answer."""
     result = ReplayResult()
-    with nullcontext() if dry_run else table_lock(lake, contract.table):
+    with nullcontext() if dry_run else table_lock(spark, lake, contract.table):
         if has_quarantine(spark, lake, contract.table):
             rows = _open_rows(read_quarantine(spark, lake, contract.table), contract, selection)
             by_topic = {known.topic: known for known in schemas}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from etl.tables import table_lock
 from lakering.errors import InputError
-from tests.etl.conftest import HEADER
+from lakering.lake import Lake
+from tests.etl.conftest import HEADER, Trips
 from tests.etl.test_ingest_rows import line
 
 ENTRY = Path(__file__).with_name("killed_ingest.py")
@@ -33,7 +38,7 @@ def test_killed_anywhere_and_run_again_the_tables_are_as_if_never_killed(trips, 
     trips.recipe("a.csv")
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable}
     killed = subprocess.run([sys.executable, str(ENTRY), point, str(tmp_path / "recipe.yaml")], env=environment, timeout=300,
-                            capture_output=True, text=True)  # fmt: skip
+                            capture_output=True, text=True, start_new_session=True)  # fmt: skip
     assert killed.returncode == -9, killed.stderr
     result = trips.ingest("a.csv")
     assert (result.files_known, result.rows_read) == (0, len(LINES)), "what was not recorded as complete is read again"
@@ -41,6 +46,26 @@ def test_killed_anywhere_and_run_again_the_tables_are_as_if_never_killed(trips, 
     assert trips.rows() == rows
     assert trips.refused() == refused
     assert trips.ingest("a.csv").files_known == 1
+
+
+def takes_the_lock(trips: Trips, capfd: pytest.CaptureFixture[str], said: str, release: Callable[[], object]) -> None:
+    """Asserts that the table's lock is waited for, with these words, until ``release`` was called."""
+    lake, shown, deadline = trips.recipe("a.csv").lake, "", time.monotonic() + 60
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(take, trips, lake)
+        try:
+            while said not in shown:
+                assert time.monotonic() < deadline, shown
+                assert not taken.done(), shown
+                shown += capfd.readouterr().err
+        finally:
+            release()
+        assert taken.result(60) == "taken"
+
+
+def take(trips: Trips, lake: Lake) -> str:
+    with table_lock(trips.spark, lake, "trips"):
+        return "taken"
 
 
 def test_a_second_writer_of_a_local_table_waits_for_the_first(trips, capfd):
@@ -52,17 +77,37 @@ def test_a_second_writer_of_a_local_table_waits_for_the_first(trips, capfd):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    waiter = subprocess.Popen(
-        [sys.executable, "-c", f"from lakering.lake import Lake; from lakering.storage import Storage; from etl.tables import table_lock\n"
-         f"with table_lock(Lake(Storage({lake.storage.root!r})), 'trips'): print('mine')"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    assert waiter.stderr is not None
-    assert "waiting for another process that works on table 'trips'" in waiter.stderr.readline()
-    assert waiter.poll() is None
-    holder.kill()
-    assert waiter.communicate(timeout=60)[0] == "mine\n"
-    with table_lock(lake, "trips"), open(path, "a") as other, pytest.raises(BlockingIOError):
+    takes_the_lock(trips, capfd, "waiting for another process that works on table 'trips'", holder.kill)
+    holder.wait()
+    with table_lock(trips.spark, lake, "trips"), open(path, "a") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+HOLDER = """
+import sys
+from etl.session import spark_session
+from etl.tables import table_lock
+from lakering.lake import Lake
+from lakering.storage import Storage
+spark = spark_session("holder")
+with table_lock(spark, Lake(Storage(sys.argv[1])), "trips"):
+    print(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid(), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.faults
+def test_the_jvm_of_a_writer_that_was_killed_alone_is_waited_for(trips, spark_conf_dir, capfd):
+    environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable}
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, trips.recipe("a.csv").lake.storage.root], env=environment, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdout is not None
+    jvm = int(holder.stdout.readline())
+    os.kill(jvm, signal.SIGSTOP)  # as if it were at something long
+    holder.kill()
+    holder.wait()
+    said = "waiting for what a killed job left running on table 'trips'"
+    takes_the_lock(trips, capfd, said, lambda: os.kill(jvm, signal.SIGCONT))
 
 
 def test_a_file_that_changes_while_it_is_read_publishes_nothing(trips, monkeypatch):

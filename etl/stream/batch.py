@@ -102,7 +102,7 @@ class Stream:
         lake, contract, parsed, now = self.place.lake, self.contract, batch.parsed, datetime.datetime.now(datetime.UTC)
         refused = Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)})
         counts, conflicts = Counts(), None
-        with table_lock(lake, contract.table):
+        with table_lock(spark, lake, contract.table):
             if parsed.num_valid:
                 origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in offsets.items()}}
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin,
@@ -117,7 +117,7 @@ class Stream:
                 write_quarantine(spark, lake, contract, rows_refused, now.date(), batch.within)
             if conflicts is not None:
                 self._validate_read_again(rows_refused, counts.conflicts)
-            self._record(batch, offsets, counts, refused, topic, number)
+            self._record(batch, offsets, counts, refused, topic, number, now)
             if counts.written:
                 self.small_files.merge(spark)
         self._report(batch, counts, refused, topic, number, now, time.monotonic() - started)
@@ -148,14 +148,17 @@ class Stream:
                                "if it was widened since, nothing is lost; else it must be made to fit") from error  # fmt: skip
 
     def _record(self, batch: Messages, offsets: dict[int, tuple[int, int]], counts: Counts,
-                refused: Counter[tuple[str | None, str | None]], topic: Topic, number: int) -> None:  # fmt: skip
+                refused: Counter[tuple[str | None, str | None]], topic: Topic, number: int,
+                now: datetime.datetime) -> None:  # fmt: skip
         table_id, version = self.place.table_version()
         fates = {"read": batch.parsed.reasons.total(), "written": counts.written, "already_present": counts.already_present,
                  "superseded": counts.superseded, "refused": refused.total()}  # fmt: skip
         # A batch that was recorded before and comes again, as after a kill, is not counted twice.
         again = number <= self.state.batch
         totals = self.state.totals if again else {n: c + self.state.totals.get(n, 0) for n, c in fates.items()}
-        watermark = max((w for w in (self.state.watermark, batch.watermark) if w is not None), default=None)
+        # A record that its producer dated into the future moves it no further than to this moment.
+        moved = None if batch.watermark is None else min(batch.watermark, int(now.timestamp() * 1e6))
+        watermark = max((w for w in (self.state.watermark, moved) if w is not None), default=None)
         # A partition that was added is read from its beginning: what it has lost by then is missing.
         state = replace(self.state, next={**dict.fromkeys(topic.end, 0), **self.state.after(offsets)},
                         batch=max(number, self.state.batch), partitions=max(len(topic.end), self.state.partitions),

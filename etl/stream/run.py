@@ -68,7 +68,7 @@ class Query:
         self._was_stopped = False
         place, state = stream.place, stream.state
         rows = spark.readStream.format("kafka").options(**kafka.for_spark()).option("subscribe", source.topic)
-        # Of a partition that is not named here Spark takes all: it was added since.
+        # Looked at for the first batch alone, and then to name each partition. Of one that is added later Spark takes all.
         rows = rows.option("startingOffsets", _offsets(source.topic, state.starting)).option("includeHeaders", "true")
         rows = rows.option("maxOffsetsPerTrigger", _most(stream, source)).option("failOnDataLoss", "true")
         rows = rows.option("kafka.isolation.level", "read_committed").options(**READING)

@@ -13,24 +13,26 @@ EARLIEST, LATEST, TABLE = "earliest", "latest", "table"
 
 def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> State:
     """The state that a query starts with, written beside its checkpoint. ``start`` (table, earliest, latest) sets aside the
-    checkpoint that is there; with ``accept_gap`` lost messages are recorded, and passed over.
+    checkpoint that is there; with ``accept_gap`` lost messages are recorded, and passed over, with ``latest`` all that were not
+    read.
 
     Raises IntegrityError when there is no checkpoint though the query has written its table, when the checkpoint is another
     query's or broken, and when messages are lost; StageError for ``--from table`` without anything to go by."""
     if start is not None:
         return _anew(place, topic, start, accept_gap)
     state, checkpoint_id = place.read(), place.checkpoint_id()
-    what = f"topic '{place.topic}' into table '{place.table}'"
+    what, path = f"topic '{place.topic}' into table '{place.table}'", place.lake.storage.path(*place.checkpoint)
+    missing = f"{what} was streamed before, and its checkpoint is missing ({path})"
     if state is None or (checkpoint_id is None and state.batch >= 0):
         if checkpoint_id is not None:
-            raise IntegrityError(f"the checkpoint of {what} has lost its record beside it", next_step=CHOICES)
+            raise IntegrityError(f"the checkpoint of {what} ({path}) has lost its record beside it", next_step=CHOICES)
         if state is not None or place.origins(None):
-            raise IntegrityError(f"{what} was streamed before, and its checkpoint is missing", next_step=CHOICES)
+            raise IntegrityError(missing, next_step=CHOICES)
         return _write(place, topic, topic.begin)
     if checkpoint_id is None and place.origins(state):
-        raise IntegrityError(f"{what} was streamed before, and its checkpoint is missing", next_step=CHOICES)
+        raise IntegrityError(missing, next_step=CHOICES)
     if state.checkpoint_id is not None and checkpoint_id != state.checkpoint_id:
-        raise IntegrityError(f"the checkpoint of {what} is another query's: its id is {checkpoint_id}, not "
+        raise IntegrityError(f"the checkpoint of {what} ({path}) is another query's: its id is {checkpoint_id}, not "
                              f"{state.checkpoint_id}", next_step=CHOICES)  # fmt: skip
     table = place.table_version()[0]
     if state.table_id is not None and state.table_id != table:
@@ -38,28 +40,27 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
                              f"{table}, not {state.table_id}", next_step=CHOICES)  # fmt: skip
     place.validate_checkpoint(state.batch)
     gap = find_gap(state, topic)
-    if gap is None and checkpoint_id is None:
+    # Spark asks for each partition's offset before the first batch, and has taken none yet: those that were added meanwhile too.
+    if gap is None and (checkpoint_id is None or (state.batch < 0 and topic.begin.keys() != state.starting.keys())):
         return _write(place, topic, {**topic.begin, **state.starting}, state)
     if gap is None:
         return state
-    return _over_gap(place, state, topic, gap, accept_gap)
+    return _write(place, topic, _over_gap(place, state, topic, gap, accept_gap), state)
 
 
 def find_gap(state: State, topic: Topic) -> str | None:
     """What is lost of a topic since the state was written, in words; None when nothing is. More partitions are no loss."""
     known = {**state.starting, **state.next}
-    read = sum(known[p] - state.starting.get(p, 0) for p in known)
-    known = {**{p: 0 for p in topic.begin if p >= state.partitions}, **known}  # those that were added are read whole
     if topic.id != state.topic_id:
-        return (f"topic '{topic.name}' was deleted and created again: its id was {state.topic_id}, of which {read:,} messages "
-                f"in {state.partitions} partitions were read, and is {topic.id}, which holds {topic.num_messages:,} in "
-                f"{len(topic.end)}; what the old one held behind those is lost")  # fmt: skip
-    if len(topic.end) < state.partitions:
-        return f"topic '{topic.name}' has {len(topic.end)} partitions, and had {state.partitions}"
-    lost = {p: topic.begin[p] - offset for p, offset in known.items() if topic.begin[p] > offset}
-    if lost:
-        each = ", ".join(f"{count:,} of partition {p} (offsets {known[p]} to {topic.begin[p] - 1})" for p, count in lost.items())
-        return f"topic '{topic.name}' no longer holds {sum(lost.values()):,} messages that were not read: {each}"
+        return (f"topic '{topic.name}' was deleted and created again: its id was {state.topic_id}, read to {_places(known)}, and "
+                f"is {topic.id}, which holds {topic.num_messages:,} messages in {len(topic.end)} partitions; what the old one "
+                "held behind those offsets is lost")  # fmt: skip
+    if gone := {p: offset for p, offset in known.items() if p not in topic.end}:
+        return (f"topic '{topic.name}' has {len(topic.end)} partitions, and had {state.partitions}; those that are gone were "
+                f"read to {_places(gone)}, and what they held behind is lost")  # fmt: skip
+    known = _with_added(state, topic)
+    if lost := {p: (offset, topic.begin[p]) for p, offset in known.items() if topic.begin[p] > offset}:
+        return f"topic '{topic.name}' no longer holds {_messages(lost)}"
     back = {p: offset for p, offset in known.items() if topic.end[p] < offset}
     if back:
         each = ", ".join(f"partition {p} ends at {topic.end[p]}, and was read to {offset}" for p, offset in back.items())
@@ -67,11 +68,26 @@ def find_gap(state: State, topic: Topic) -> str | None:
     return None
 
 
+def _with_added(state: State, topic: Topic) -> dict[int, int]:
+    """Of each partition the first offset that is not in. Partitions that were added since are to be read whole."""
+    return {**{p: 0 for p in topic.begin if p >= state.partitions}, **state.starting, **state.next}
+
+
+def _places(known: dict[int, int]) -> str:
+    return ", ".join(f"offset {offset} of partition {p}" for p, offset in sorted(known.items())) or "no offset"
+
+
+def _messages(ranges: dict[int, tuple[int, int]]) -> str:
+    each = ", ".join(f"{end - first:,} of partition {p} (offsets {first} to {end - 1})" for p, (first, end) in ranges.items())
+    return f"{sum(end - first for first, end in ranges.values()):,} messages that were not read: {each}"
+
+
 def gap_error(gap: str) -> IntegrityError:
     return IntegrityError(gap, next_step="run with --accept-gap, which records the gap and goes on with what the topic holds")
 
 
-def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bool) -> State:
+def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bool) -> dict[int, int]:
+    """Adds a row of the gap, if it is accepted, and returns where the stream goes on behind it."""
     if not accept_gap:
         raise gap_error(gap)
     known = {**state.starting, **state.next}
@@ -80,16 +96,32 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
     starting = {p: max(first, known[p]) if same and first <= known.get(p, -1) <= topic.end[p] else first
                 for p, first in topic.begin.items()}  # fmt: skip
     place.tell_gap(gap, state, {p: (offset, starting.get(p, offset) if same else offset) for p, offset in known.items()})
-    return _write(place, topic, starting, state)
+    return starting
 
 
 def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
-    if start != TABLE:
+    found = _found(place)
+    if found is None:
+        if start == TABLE:
+            raise StageError("--from table: neither a record, nor a batch that was told, nor the commits of table "
+                             f"'{place.table}' tell of topic '{place.topic}'", next_step="run with --from earliest")  # fmt: skip
         return _write(place, topic, topic.begin if start == EARLIEST else topic.end)
+    gap = find_gap(found, topic)
+    if start == LATEST:  # which is to pass them over
+        _tell_passed(place, found, topic, gap)
+        return _write(place, topic, topic.end)
+    starting = {p: found.next.get(p, first) for p, first in topic.begin.items()}
+    if gap is not None:
+        starting = _over_gap(place, found, topic, gap, accept_gap)
+    return _write(place, topic, topic.begin) if start == EARLIEST else _write(place, topic, starting, found)
+
+
+def _found(place: Place) -> State | None:
+    """What the record, else the table of batches, and the table's newer commits tell of a topic; None when they tell nothing."""
     try:
         state = place.read()
     except IntegrityError:
-        state = None  # it is broken, and the table of batches and the table's commits tell
+        state = None  # it is broken
     if state is not None and state.table_id is not None and state.table_id != place.table_version()[0]:
         state = None  # what it tells of is another table
     state = state or place.told()
@@ -103,13 +135,23 @@ def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
             # The last batch is read again: its job may have died before what it refused was in quarantine.
             known[int(partition)] = first if number == len(origins) else max(end, known.get(int(partition), 0))
     if topic_id is None:
-        raise StageError("--from table: neither a record, nor a batch that was told, nor the commits of table "
-                         f"'{place.table}' tell of topic '{place.topic}'", next_step="run with --from earliest")  # fmt: skip
-    found = State(topic.name, topic_id, max(known, default=-1) + 1, {}, known)
-    gap = find_gap(found, topic)
-    if gap is not None:
-        return _over_gap(place, found, topic, gap, accept_gap)
-    return _write(place, topic, {p: known.get(p, first) for p, first in topic.begin.items()}, state)
+        return None
+    found = State(place.topic, topic_id, max(known, default=-1) + 1, {}, known)
+    return replace(found, totals=state.totals, watermark=state.watermark) if state else found
+
+
+def _tell_passed(place: Place, found: State, topic: Topic, gap: str | None) -> None:
+    """Adds a row of what ``--from latest`` leaves out, if that is anything."""
+    if topic.id != found.topic_id:
+        return place.tell_gap(str(gap), found, {p: (offset, offset) for p, offset in found.next.items()})
+    known = _with_added(found, topic)
+    firsts = {p: max(known.get(p, 0), first) for p, first in topic.begin.items()}
+    passed = {p: (firsts[p], end) for p, end in topic.end.items() if end > firsts[p]}
+    told = [gap] if gap is not None else []
+    if passed:
+        told.append(f"--from latest passed over {_messages(passed)}")
+    if told:
+        place.tell_gap("; ".join(told), found, {p: (known.get(p, 0), end) for p, end in topic.end.items()})
 
 
 def _write(place: Place, topic: Topic, starting: dict[int, int], before: State | None = None) -> State:

@@ -115,7 +115,8 @@ class Place:
             raise self.broken("metadata") from None
 
     def validate_checkpoint(self, batch: int) -> None:
-        """Raises IntegrityError when the last record of the checkpoint's logs is not whole, or earlier than ``batch``."""
+        """Raises IntegrityError when the last record of the checkpoint's logs is not whole, of another topic, or earlier than
+        ``batch``."""
         storage = self.lake.storage
         for log in ("offsets", "commits"):
             there = storage.exists(*self.checkpoint, log)
@@ -123,7 +124,9 @@ class Place:
             # Of the last batch Spark's commit may be missing, when the job was killed before it.
             if max(numbers, default=-1) < batch - (log == "commits"):
                 raise self.broken(log, str(batch))
-            if numbers:
+            if numbers and log == "offsets":
+                self._ends(max(numbers))
+            elif numbers:
                 self._logged(log, max(numbers))
 
     def batch_offsets(self, number: int, starting: dict[int, int]) -> dict[int, tuple[int, int]]:
@@ -136,8 +139,11 @@ class Place:
         return {p: (before.get(p, 0), end) for p, end in sorted(ends.items()) if end > before.get(p, 0)}
 
     def _ends(self, number: int) -> dict[int, int]:
-        found = json.loads(self._logged("offsets", number)[-1])[self.topic]
-        return {int(partition): offset for partition, offset in found.items()}
+        found = json.loads(self._logged("offsets", number)[-1])
+        if self.topic not in found:
+            raise IntegrityError(f"the checkpoint {self.lake.storage.path(*self.checkpoint)} is another query's: it reads "
+                                 f"{', '.join(found)}, not {self.topic}", next_step=CHOICES)  # fmt: skip
+        return {int(partition): offset for partition, offset in found[self.topic].items()}
 
     def _logged(self, log: str, number: int) -> list[str]:
         """The lines of a record of Spark's logs, less its version."""

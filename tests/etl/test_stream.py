@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import logging
 import re
 import shutil
@@ -57,7 +59,8 @@ def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
     assert stream.ids() == [1, 2, 3]
     assert stream.refused() == refused
     stream.trips.write("a.csv", HEADER + line(id="1") + "\n" + line(id="4") + "\n")
-    stream.trips.ingest("a.csv")
+    from_file = stream.trips.ingest("a.csv")
+    assert (from_file.rows_written, from_file.rows_already_present) == (1, 1)
     assert stream.ids() == [1, 2, 3, 4]
 
 
@@ -93,12 +96,24 @@ def test_a_checkpoint_that_is_gone_or_broken_is_an_error_that_names_the_choices(
         stream.drain()
     stream.send(trip(id=2))
     assert stream.drain(start="table").rows_read == 2, "the table's commits tell what is in; the last of them is read again"
+    another = StreamedTrips(stream.trips, stream.servers, stream.topic + "-2")
+    another.create()
+    another.send(trip(id=2))
+    another.drain()
+    folder, theirs = (made.place.lake.storage.path(*made.place.checkpoint) for made in (stream, another))
+    shutil.move(folder, folder + ".kept-2")
+    shutil.copytree(theirs, folder)
+    with pytest.raises(IntegrityError, match="another query's: its id is"):
+        stream.drain()
+    recorded = stream.state
+    stream.place.write(dataclasses.replace(recorded, batch=-1, checkpoint_id=None))
+    with pytest.raises(IntegrityError, match=f"another query's: it reads {another.topic}, not {stream.topic}"):
+        stream.drain()
+    stream.place.write(recorded)
+    shutil.rmtree(folder)
+    shutil.move(folder + ".kept-2", folder)
     other = stream.place.lake.storage.path(*stream.place.checkpoint, "metadata")
     whole = stream.place.lake.storage.read(*stream.place.checkpoint, "metadata")
-    with open(other, "wb") as file:
-        file.write(b'{"id":"another"}')
-    with pytest.raises(IntegrityError, match="another query's"):
-        stream.drain()
     with open(other, "wb") as file:
         file.write(whole[:-5])
     with pytest.raises(IntegrityError, match="metadata is not whole"):
@@ -148,7 +163,35 @@ def test_too_many_refused_stop_the_stream_behind_them(make_trips, broker):
     assert stream.ids() == [1, 2]
 
 
-def test_late_and_future_are_told_by_the_row_and_never_move_the_watermark(make_trips, broker):
+def test_of_a_table_that_replaces_the_newer_stands_however_messages_come(make_trips, broker, caplog):
+    trips = make_trips(table="      - {property: repeatedKey, value: replace}\n      - {property: orderBy, value: at}")
+    stream = StreamedTrips(trips, broker.servers, "replaces")
+    stream.create(1)
+    for rows, fates in (
+        ([(1, 3, 3.0), (1, 2, 2.0), (2, 1, 1.0)], (2, 0, 1)),
+        ([(1, 1, 1.0), (2, 4, 4.0), (2, 2, 2.0)], (1, 0, 2)),
+    ):
+        stream.send(*(trip(id=id, at=f"2024-01-0{day}T00:00:00Z", fare=fare) for id, day, fare in rows))
+        with caplog.at_level(logging.INFO, "etl.stream"):
+            result = stream.drain()
+        assert (result.rows_written, result.rows_already_present, result.rows_superseded) == fates
+        facts = caplog.records[-1].facts
+        assert (facts["written"], facts["already_present"], facts["superseded"]) == fates
+        stored = trips.rows()
+    assert [(row["id"], row["fare"], row["_position"]) for row in stored] == [(1, 3.0, 0), (2, 4.0, 4)]
+    assert stream.drain(start="earliest").rows_read == 6
+    assert trips.rows() == stored
+
+
+def test_records_dated_into_the_future_move_the_watermark_no_further_than_to_now(stream):
+    ahead = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(minutes=30)
+    stream.send(trip(id=1, at=ahead.isoformat().replace("+00:00", "Z")), timestamp=int(ahead.timestamp() * 1000))
+    result = stream.drain()
+    assert result.rows_written == 1
+    assert datetime.datetime.fromisoformat(str(result.watermark)) <= datetime.datetime.now(datetime.UTC)
+
+
+def test_late_and_future_are_told_by_the_row_and_never_move_the_watermark(make_trips, broker, caplog):
     trips = make_trips(table="      - {property: late, value: 1 hour}\n      - {property: future, value: 10 minutes}")
     stream = StreamedTrips(trips, broker.servers, "late-and-future")
     stream.create(1)
@@ -156,7 +199,9 @@ def test_late_and_future_are_told_by_the_row_and_never_move_the_watermark(make_t
     for number, seconds in enumerate((3600, 3601, -600, -601, 5), start=1):
         stream.send(trip(id=number), timestamp=eight + seconds * 1000)
     stream.send(trip(id=9, at="2030-01-01T00:00:00Z"), timestamp=eight)
-    result = stream.drain()
+    with caplog.at_level(logging.INFO, "etl.stream"):
+        result = stream.drain()
+    assert (caplog.records[-1].facts["late"], caplog.records[-1].facts["refused"]) == (1, 3)
     assert result.refused == {"at: future": 2, "at: late": 1}
     assert stream.ids() == [1, 3, 5]
     assert result.watermark == "2024-01-01T08:00:00+00:00"
@@ -288,7 +333,7 @@ def test_a_topic_made_anew_is_told_whatever_it_holds(trips, broker, number):
     stream.delete()
     stream.create(1)
     stream.send(*(trip(id=10 + n) for n in range(number)))
-    told = rf"deleted and created again: .+, of which 2 messages in 1 partitions were read, and is .+, which holds {number} in 1;"
+    told = rf"deleted and created again: .+, read to offset 2 of partition 0, and is .+, which holds {number} messages in 1 part"
     with pytest.raises(IntegrityError, match=told):
         stream.drain()
     assert stream.drain(accept_gap=True).rows_written == number

@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 
 from lakering.documents import Settings
 from recipes.registry import Registry
-from recipes.secrets import Variable, read_password, read_text, validate_no_password, where_passwords_are
+from recipes.secrets import read_password, read_text, validate_no_password, where_passwords_are
 
 SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 EXAMPLE = "KAFKA_PASSWORD"
@@ -33,7 +33,7 @@ class Kafka(Settings):
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     user: str | None = None
-    password_variable: Variable | None = None
+    password_variable: str | None = None
     password_file: str | None = None
     ca: str | None = None
     certificate: str | None = None

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import model_validator
 
 from lakering.documents import Settings
-from recipes.secrets import Variable, read_password, validate_no_password, where_passwords_are
+from recipes.secrets import read_password, validate_no_password, where_passwords_are
 
 EXAMPLE = "REGISTRY_PASSWORD"
 
@@ -22,7 +22,7 @@ class Registry(Settings):
     folder: str | None = None
     url: str | None = None
     user: str | None = None
-    password_variable: Variable | None = None
+    password_variable: str | None = None
     password_file: str | None = None
     ca: str | None = None
 

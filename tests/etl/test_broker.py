@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +126,37 @@ def test_tls_takes_the_broker_for_itself_alone_and_never_falls_back(reach, secur
         describe_topic(reach("SSL", ca=str(folder / "server.properties")), "trips")
 
 
+@pytest.mark.parametrize("security", ["SSL", "SASL_SSL"])
+def test_who_listens_without_tls_is_sent_a_handshake_and_nothing_else(reach, secured, security):
+    heard: list[bytes] = []
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):  # shut down
+            while True:
+                connection, _ = held.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.settimeout(1)
+                    heard.append(connection.recv(1 << 16))
+                    connection.sendall(b"no TLS here\n")  # and hangs up
+
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        listener = threading.Thread(target=listen)
+        listener.start()
+        try:
+            with pytest.raises(LakeringError, match="SSL handshake failed"):
+                describe_topic(reach(security, servers=f"127.0.0.1:{held.getsockname()[1]}"), "trips", timeout=3)
+        finally:
+            held.shutdown(socket.SHUT_RDWR)
+            listener.join()
+    assert heard
+    for sent in heard:
+        assert sent[:2] == b"\x16\x03", "a TLS record of a handshake"
+        assert b"alice" not in sent
+        assert PASSWORD.encode() not in sent
+
+
 def test_a_broker_that_is_down_is_told_in_time_and_quietly(capfd):
     with socket.socket() as held:  # bound, and listening to nobody
         held.bind(("127.0.0.1", 0))
@@ -155,6 +188,8 @@ def test_spark_reads_by_the_same_settings_and_shows_no_secret(reach, secured, sp
         ("servers: localhost", "'localhost' is not host:port, such as localhost:9092"),
         ("servers: 'a:1,u:p@b:2'", "servers hold a user or a password; write host:port"),
         ("{servers: 'a:1', password: hush}", "a password does not stand in a recipe or a flag; name the environment variable"),
+        ("{servers: 'a:1', security: SASL_SSL, user: u, password_variable: hush!}", "password_variable is not a variable's name"),
+        ("{servers: 'a:1', security: SASL_SSL, user: u, password_variable: ''}", "password_variable is not a variable's name"),
         ("{servers: 'a:1', security: SASL_SSL, user: u, password_variable: P}", "needs a mechanism, a user and one password"),
         ("{servers: 'a:1', security: SSL, user: u}", "user means nothing with security: SSL; set security: SASL_SSL"),
         ("{servers: 'a:1', ca: ca.pem}", "ca means nothing with security: PLAINTEXT; set security: SSL or SASL_SSL"),

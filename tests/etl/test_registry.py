@@ -189,7 +189,7 @@ def recipe_of(folder, source: str, registry: str):
             2,
             "one password go together",
         ),
-        ("{topic: a, format: avro}", "{url: 'http://b', user: u, password_variable: 'a b'}", 2, "not a variable's name"),
+        ("{topic: a, format: avro}", "{url: 'http://b', user: u, password_variable: 'hush b'}", 2, "not a variable's name"),
         ("{topic: a, format: avro}", "{url: 'http://b', ca: c}", 2, "ca means nothing without https"),
     ],
 )

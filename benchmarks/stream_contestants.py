@@ -113,7 +113,7 @@ class Contestants:
             judged = judged_messages(messages, "kafka:x/", self._contract, habits)
             judged.write.format("noop").mode("overwrite").save()
 
-        seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse), reading=READING)
+        seconds = self._stream(lambda rows: rows.writeStream.foreachBatch(parse), reading={**READING, "includeHeaders": "true"})
         return seconds, Work(self.num_rows, self.num_rows, 0)
 
     def append(self) -> tuple[float, Work]:
@@ -140,7 +140,7 @@ class Contestants:
     def _stream(self, query: Callable[[DataFrame], Any], *path: str, reading: Mapping[str, str] = NOTHING) -> float:
         start = time.perf_counter()
         rows = self._spark.readStream.format("kafka").option("kafka.bootstrap.servers", self._servers)
-        rows = rows.option("subscribe", TOPIC).option("startingOffsets", "earliest").option("includeHeaders", "true")
+        rows = rows.option("subscribe", TOPIC).option("startingOffsets", "earliest")
         rows = rows.option("maxOffsetsPerTrigger", self._max_offsets).options(**reading)
         writer = query(rows.load()).option("checkpointLocation", str(self._lake / "checkpoint"))
         running = writer.trigger(availableNow=True).start(*path)

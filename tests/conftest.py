@@ -23,6 +23,9 @@ from spark_conf import write_conf_dir  # noqa: E402
 
 from tests.order import OfOneRoom  # noqa: E402
 
+# Ranks wait so long for each other at a start: on a busy machine Gloo's own 30 s may be too few to import TensorFlow.
+os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", "180")
+
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OfOneRoom | None:
     return OfOneRoom(config, log) if config.getoption("dist") == "loadfile" else None
@@ -42,6 +45,12 @@ def spark(spark_conf_dir: Path) -> Iterator[SparkSession]:
     session.stop()
 
 
+def submit_command(conf_dir: Path, job: str, *args: str, master: str = "local[2]", conf: tuple[str, ...] = ()) -> list[str]:
+    return [str(Path(sys.executable).with_name("spark-submit")), "--master", master,
+            "--properties-file", str(conf_dir / "spark-defaults.conf"),
+            *(part for setting in conf for part in ("--conf", setting)), str(ROOT / job), *args]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def submit(spark_conf_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a job as a user does: ``spark-submit`` in a process of its own."""
@@ -49,9 +58,7 @@ def submit(spark_conf_dir: Path) -> Callable[..., subprocess.CompletedProcess[st
     def run(
         job: str, *args: str, master: str = "local[2]", conf: tuple[str, ...] = (), **env: str
     ) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("spark-submit")), "--master", master,
-                   "--properties-file", str(spark_conf_dir / "spark-defaults.conf"),
-                   *(part for setting in conf for part in ("--conf", setting)), str(ROOT / job), *args]  # fmt: skip
+        command = submit_command(spark_conf_dir, job, *args, master=master, conf=conf)
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600)
 
     return run

@@ -1,4 +1,4 @@
-"""An ingest that is killed (SIGKILL) at a named point: the entry point of a test, in a process of its own.
+"""An ingest that is killed (SIGKILL), its JVM too, at a named point: the entry point of a test, in a process of its own.
 
 python killed_ingest.py POINT RECIPE
 """
@@ -20,7 +20,9 @@ from recipes import read_recipe
 
 
 def die(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Kills this process and its JVM. A test starts them in a session of their own."""
+    assert os.getpgrp() == os.getpid()
+    os.killpg(0, signal.SIGKILL)
 
 
 def dying_before(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A replay that is killed (SIGKILL) at a named point: the entry point of a test, in a process of its own.
+"""A replay that is killed (SIGKILL), its JVM too, at a named point: the entry point of a test, in a process of its own.
 
 python killed_replay.py POINT RECIPE
 """
@@ -6,8 +6,6 @@ python killed_replay.py POINT RECIPE
 from __future__ import annotations
 
 import datetime
-import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -18,10 +16,7 @@ import etl.replay
 from etl.reasons import Selection
 from etl.session import spark_session
 from recipes import read_recipe
-
-
-def die(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+from tests.etl.killed_ingest import die
 
 
 def dying_during(function: Callable[..., Any], folder: Path) -> Callable[..., Any]:

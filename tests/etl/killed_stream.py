@@ -1,4 +1,4 @@
-"""A stream job that is killed (SIGKILL) at a named point: the entry point of a test, in a process of its own.
+"""A stream job that is killed (SIGKILL), its JVM too, at a named point: the entry point of a test, in a process of its own.
 
 python killed_stream.py POINT RECIPE
 """
@@ -15,6 +15,7 @@ import etl.stream.batch
 from etl.session import spark_session
 from etl.stream.batch import Stream
 from etl.stream.run import Start, stream_tables
+from etl.stream.state import Place
 from recipes import read_recipe
 from tests.etl.killed_ingest import dying_after, dying_before, dying_during
 
@@ -26,7 +27,8 @@ if __name__ == "__main__":
         "before the merge": (batch, "write_rows", dying_before),
         "in the merge": (batch, "write_rows", lambda function: dying_during(function, tables)),
         "between table and quarantine": (batch, "write_rows", dying_after),
-        "between quarantine and record": (batch, "write_quarantine", dying_after),
+        "between quarantine and row": (batch, "write_quarantine", dying_after),
+        "between row and record": (Place, "tell_batch", dying_after),
         "between record and Spark's log": (Stream, "take", dying_after),
     }
     owner, name, wrap = failpoints[point]

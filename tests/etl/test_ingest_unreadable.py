@@ -105,7 +105,7 @@ def test_a_full_disk_is_named_and_the_next_run_ends_as_if_there_had_been_room(tr
     trips.recipe("a.csv")
     limit = 9 << 20  # bytes of any one file: less than the data needs, and enough for all that Spark writes beside it
     full = subprocess.run(
-        [sys.executable, "-c", INGEST, str(trips.folder / "recipe.yaml")], capture_output=True, text=True, timeout=200,
+        [sys.executable, "-c", INGEST, str(trips.folder / "recipe.yaml")], capture_output=True, text=True, timeout=600,
         env={**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # fmt: skip
     assert full.returncode == 1, full.stderr[-3000:]

@@ -20,7 +20,7 @@ from etl.ingest import ingest_table
 from tests.etl.conftest import HEADER, NOW
 from tests.etl.test_ingest_rows import line
 
-PATIENCE = 120
+PATIENCE = 300
 
 
 def wait_for(path: Path, what: str) -> None:

@@ -25,6 +25,7 @@ from tests.etl.conftest import HEADER, NOW, Trips
 from tests.etl.test_ingest_rows import line
 
 ENTRY = Path(__file__).with_name("killed_replay.py")
+ROOT = Path(__file__).resolve().parents[2]
 LATER = NOW + datetime.timedelta(days=2)
 TODAY = LATER.date()
 ALL = Selection()
@@ -240,9 +241,9 @@ def test_killed_anywhere_and_run_again_a_replay_ends_in_the_same_state(trips, sp
     trips.csv(*lines, line(id="200"))
     mend(trips)
     trips.recipe("a.csv")
-    environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable}
+    environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, str(ENTRY), point, str(tmp_path / "recipe.yaml")], env=environment, timeout=300,
-                            capture_output=True, text=True)  # fmt: skip
+                            capture_output=True, text=True, start_new_session=True)  # fmt: skip
     assert killed.returncode == -9, killed.stderr
     result = replay(trips)
     assert (result.rows_written, result.entries_marked, result.still_refused) == (180, 180, {"zone: validValues": 19})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
+import signal
+import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from etl.stream.state import Place
 from etl.tables import read_quarantine, read_table, table_version
 from etl.tables.examples import make_build
 from recipes import Recipe, read_recipe
-from tests.etl.conftest import NOW
+from tests.conftest import ROOT, submit_command
+from tests.etl.conftest import NOW, PASSWORD
 from tests.etl.streams import create_topic
 from tests.rides import write_rides
 
@@ -38,7 +39,7 @@ RIDES = Path(__file__).resolve().parents[1] / "rides"
 SPLITS = ["split=test", "split=train", "split=validation"]
 
 
-def write_recipe(folder: Path, servers: str, topic: str) -> Path:
+def write_recipe(folder: Path, servers: str, topic: str, security: str = "") -> Path:
     """The rides' recipe with a topic beside its files, in small micro-batches."""
     text = (RIDES / "recipe.yaml").read_text().replace("${RIDES}", str(folder))
     for name in ("rides", "stations"):
@@ -47,7 +48,7 @@ def write_recipe(folder: Path, servers: str, topic: str) -> Path:
     assert files in text
     text = text.replace(files, f"{files}, {{topic: {topic}, format: json, max_offsets_per_trigger: 250}}")
     path = folder / "recipe.yaml"
-    path.write_text(f"{text}\nkafka: {{servers: '{servers}'}}\n")
+    path.write_text(f"{text}\nkafka: {{servers: '{servers}'{security}}}\n")
     return path
 
 
@@ -129,27 +130,41 @@ def executors_of(mark: str) -> list[psutil.Process]:
 
 
 @pytest.mark.faults
-def test_the_cluster_streams_a_topic_as_local_mode_does_though_an_executor_is_killed(
-    spark: SparkSession, broker: Broker, cluster: str, submit: Callable[..., Any], tmp_path: Path
+def test_the_cluster_streams_a_secured_topic_as_local_mode_does_though_an_executor_and_then_the_job_are_killed(
+    spark: SparkSession, secured: Broker, cluster: str, spark_conf_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rides(tmp_path, num_rows=600, num_bad=3)
-    path = write_recipe(tmp_path, broker.servers, "cluster-rides")
-    send(broker.servers, "cluster-rides", lines_of(tmp_path))
-    summary = tmp_path / "summary.json"
-    mark = uuid.uuid4().hex
-    flags = ("--recipe", str(path), "--lake", str(tmp_path / "cluster"), "--table", "rides", "--once", "--summary", str(summary))
-    place = Place(read_recipe(path, lake=str(tmp_path / "cluster")).lake, "rides", "cluster-rides")
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(submit, "etl/jobs/ingest_stream.py", *flags, master=cluster, conf=(f"spark.executorEnv.MARK={mark}",))
-        while (state := place.read()) is None or state.batch < 0:
-            assert not job.done(), job.result().stderr[-5000:]
-            time.sleep(0.05)
-        executors_of(mark)[0].kill()  # the second batch is under way, or about to be
-        done = job.result()
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
-    told = json.loads(summary.read_text())["rides from cluster-rides"]
-    assert (told["batches"], told["rows_read"], told["rows_written"], told["rows_refused"]) == (3, 603, 600, 3)
-
+    monkeypatch.setenv("TEST_KAFKA_PASSWORD", PASSWORD)
+    path = write_recipe(tmp_path, secured.servers_of("SASL_SSL"), "cluster-rides",
+                        ", security: SASL_SSL, mechanism: SCRAM-SHA-512, user: alice, password_variable: TEST_KAFKA_PASSWORD, "
+                        f"ca: '{secured.folder}/ca.pem'")  # fmt: skip
+    send(secured.servers, "cluster-rides", lines_of(tmp_path))
     on_cluster, local = (read_recipe(path, lake=str(tmp_path / name)) for name in ("cluster", "local"))
+    place, mark, log = Place(on_cluster.lake, "rides", "cluster-rides"), uuid.uuid4().hex, tmp_path / "log"
+
+    def wait_for_batch(number: int, job: subprocess.Popen[bytes]) -> None:
+        while (state := place.read()) is None or state.batch < number:
+            assert job.poll() is None, log.read_text()[-5000:]
+            time.sleep(0.05)
+
+    flags = ("--recipe", str(path), "--lake", str(tmp_path / "cluster"), "--table", "rides", "--once")
+    command = submit_command(spark_conf_dir, "etl/jobs/ingest_stream.py", *flags, master=cluster,
+                             conf=(f"spark.executorEnv.MARK={mark}",))  # fmt: skip
+    with log.open("w") as out:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+    try:
+        wait_for_batch(0, job)
+        executors_of(mark)[0].kill()  # the second batch is under way, or about to be
+        wait_for_batch(1, job)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    state = place.read()
+    assert state is not None
+    assert [state.totals[name] for name in ("read", "written", "refused")] == [603, 600, 3]
+
     drain(spark, local)
     assert stored(spark, on_cluster) == stored(spark, local)

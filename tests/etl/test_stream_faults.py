@@ -14,14 +14,23 @@ from pathlib import Path
 import pytest
 from broker import Broker
 
+from etl.tables import has_log
 from lakering.errors import LakeringError
+from tests.conftest import submit_command
 from tests.etl.conftest import Trips
 from tests.etl.streams import StreamedTrips, trip
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("killed_stream.py")
-POINTS = ["before the merge", "in the merge", "between table and quarantine", "between quarantine and record",
-          "between record and Spark's log"]  # fmt: skip
+#: What a job that was killed there has left: the table's commits, refused rows, rows of batches, the last batch of its record.
+LEFT = {
+    "before the merge": (0, 0, 0, -1),
+    "in the merge": (0, 0, 0, -1),
+    "between table and quarantine": (1, 0, 0, -1),
+    "between quarantine and row": (1, 4, 0, -1),
+    "between row and record": (1, 4, 1, -1),
+    "between record and Spark's log": (1, 4, 1, 0),
+}
 
 
 def filled(trips: Trips, broker: Broker, topic: str) -> StreamedTrips:
@@ -36,13 +45,19 @@ def filled(trips: Trips, broker: Broker, topic: str) -> StreamedTrips:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", list(LEFT))
 def test_killed_anywhere_and_started_again_all_is_as_if_never_killed(trips, broker, spark_conf_dir, point):
-    stream = filled(trips, broker, f"killed-{POINTS.index(point)}")
+    stream = filled(trips, broker, f"killed-{list(LEFT).index(point)}")
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, str(ENTRY), point, str(stream.path)], env=environment, timeout=300,
-                            capture_output=True, text=True)  # fmt: skip
+                            capture_output=True, text=True, start_new_session=True)  # fmt: skip
     assert killed.returncode == -9, killed.stderr
+    lake, place = stream.recipe.lake, stream.place
+    refused = stream.refused() if has_log(lake, lake.quarantine("trips")) else {}
+    assert (len(place.origins(None)), len(refused), len(place.progress()), stream.state.batch) == LEFT[point]
+    data = list(Path(lake.storage.path(*lake.table("trips"))).rglob("*.parquet"))
+    assert bool(data) == (point != "before the merge")
+    assert not lake.storage.exists(*place.checkpoint, "commits", "0")
     stream.drain()
     assert stream.ids() == [n for n in range(100) if n % 10], "each id once, and none that was refused"
     refused = stream.refused()
@@ -61,9 +76,9 @@ def test_killed_anywhere_and_started_again_all_is_as_if_never_killed(trips, brok
 @pytest.mark.parametrize("whom", ["spark-submit", "all its processes"])
 def test_told_to_stop_it_finishes_the_batch_at_hand(trips, broker, spark_conf_dir, tmp_path, whom):
     stream = filled(trips, broker, f"stopped-{len(whom)}")
-    summary, submit = tmp_path / "summary.json", str(Path(sys.executable).with_name("spark-submit"))
-    command = [submit, "--master", "local[2]", "--properties-file", str(spark_conf_dir / "spark-defaults.conf"),
-               str(ROOT / "etl/jobs/ingest_stream.py"), "--recipe", str(stream.path), "--summary", str(summary), "--every", "1s"]  # fmt: skip
+    summary = tmp_path / "summary.json"
+    flags = ("--recipe", str(stream.path), "--summary", str(summary), "--every", "1s")
+    command = submit_command(spark_conf_dir, "etl/jobs/ingest_stream.py", *flags)
     with (tmp_path / "log").open("w") as log:
         job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,8 +15,9 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-from broker import Broker, free_ports
+from broker import Broker
 
+from tests.conftest import submit_command
 from tests.etl.conftest import PASSWORD, Trips
 from tests.etl.streams import StreamedTrips, trip
 from tests.processes import command_lines
@@ -25,7 +25,7 @@ from tests.processes import command_lines
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "etl/jobs/ingest_stream.py"
 WRONG = "through-the-looking-glass"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 #: What Spark's pages link to, and what they do not.
 PAGES = ["/", "/environment/", "/SQL/", "/StreamingQuery/", "/api/v1/applications"]
 OF_AN_APPLICATION = ["environment", "jobs", "stages", "executors", "sql?details=true&planDescription=true&length=1000"]
@@ -93,11 +93,11 @@ def crawl(root: str) -> dict[str, str]:
 @pytest.mark.faults
 def test_logs_errors_summary_and_ui_of_a_secured_stream_show_no_secret(stream, secured, spark_conf_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_KAFKA_PASSWORD", PASSWORD)
-    (port,), log, summary = free_ports(1), tmp_path / "log", tmp_path / "summary.json"
-    command = [str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]", "--properties-file",
-               str(spark_conf_dir / "spark-defaults.conf"), "--conf", "spark.ui.enabled=true", "--conf", f"spark.ui.port={port}",
-               "--conf", "spark.log.level=INFO", "--verbose", str(ROOT / JOB), "--recipe", str(secured_recipe(stream, secured)),
-               "--summary", str(summary), "--every", "500ms"]  # fmt: skip
+    log, summary = tmp_path / "log", tmp_path / "summary.json"
+    command = submit_command(
+        spark_conf_dir, JOB, "--recipe", str(secured_recipe(stream, secured)), "--summary", str(summary), "--every", "500ms",
+        conf=("spark.ui.enabled=true", "spark.ui.port=0", "spark.log.level=INFO"))  # fmt: skip
+    command.insert(1, "--verbose")
     with log.open("w") as out:
         job = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -106,7 +106,9 @@ def test_logs_errors_summary_and_ui_of_a_secured_stream_show_no_secret(stream, s
             assert time.monotonic() < deadline
             assert job.poll() is None, log.read_text()[-5000:]
             time.sleep(0.1)
-        pages = crawl(f"http://127.0.0.1:{port}")
+        port = re.search(r"Started ServerConnector.*:(\d+)\}", log.read_text())
+        assert port
+        pages = crawl(f"http://127.0.0.1:{port[1]}")
         # Of the job alone: a trial broker that is set up beside it is given its passwords so.
         arguments = "\n".join(command_lines(job.pid))
         assert arguments.count("ingest_stream.py") >= 2, "the JVM's and Python's"

@@ -25,7 +25,8 @@ def stream(trips: Trips, broker: TrialBroker, request: pytest.FixtureRequest) ->
 
 @pytest.fixture
 def producer(stream: StreamedTrips) -> Producer:
-    made = Producer({"bootstrap.servers": stream.servers, "transactional.id": stream.topic}, logger=SILENT)
+    patient = {"transaction.timeout.ms": 600_000}  # the broker ends what is open for longer
+    made = Producer({"bootstrap.servers": stream.servers, "transactional.id": stream.topic, **patient}, logger=SILENT)
     made.init_transactions(60)
     return made
 

@@ -166,7 +166,7 @@ class Run:
     def kill(self, rank: int, at_step: int) -> int:
         """Kills a rank in the middle of its steps; returns its process."""
         self.until(lambda: self.rank(rank)[1] >= at_step)
-        self.advance(25)  # the others do not wait at the gate
+        self.advance(50)  # the others do not wait at the gate
         time.sleep(random.uniform(0, 0.1))
         pid = self.rank(rank)[0]
         os.kill(pid, 9)
@@ -226,7 +226,7 @@ def test_fewer_ranks_than_the_least_end_the_run_and_a_rerun_goes_on(tmp_path, to
     run = Run(tmp_path, job_environment, "-H", "localhost:1,127.0.0.1:1", least=2)
     try:
         run.started()
-        run.kill(random.randrange(2), random.randrange(60, 90))
+        run.kill(random.randrange(2), random.randrange(80, 110))
         assert run.process.wait(START) != 0
     finally:
         run.process.kill()

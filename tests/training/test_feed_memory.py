@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -85,8 +86,10 @@ def threads():
 
 
 def open_files(toy):
-    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
-    names = [os.readlink(link) for link in links if os.path.lexists(link)]
+    names = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since, by a thread that reads
+            names.append(os.readlink(link))
     return [name for name in names if name.startswith(str(toy.folder))]
 
 

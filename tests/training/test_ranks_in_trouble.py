@@ -78,7 +78,7 @@ def test_a_process_whose_grandparent_is_killed_is_an_orphan():
             started.wait()
             wait_until(lambda: is_orphan(chain), 10)
         finally:
-            for process in chain[:2]:
+            for process in reversed(chain[:2]):  # the shell first: it ends with its child, and one that is gone is not killed
                 process.kill()
 
 
@@ -171,7 +171,7 @@ def test_a_sleeping_rank_is_named_and_ends_the_run(start, tmp_path):
     assert run.wait(START) != 0
     ends_all_ranks(tmp_path, 5)
     said = (tmp_path / "out").read_text()
-    assert re.search(rf"warning: the other ranks have waited [1-4] s for rank 1 on {HOST}, reading step 3", said)
+    assert re.search(rf"warning: the other ranks have waited [1-9] s for rank 1 on {HOST}, reading step 3", said)
     reason = json.loads((tmp_path / "error-0").read_text())
     assert reason.startswith("stalled for 1")
     assert f"the other ranks waited in vain for rank 1 on {HOST}, reading step 3" in reason

@@ -145,13 +145,14 @@ def test_who_listens_without_tls_is_sent_a_handshake_and_nothing_else(reach, sec
         listener = threading.Thread(target=listen)
         listener.start()
         try:
-            with pytest.raises(LakeringError, match="SSL handshake failed"):
+            # Which of the two is said depends on whether the answer is read before the end.
+            with pytest.raises(LakeringError, match=r"SSL handshake failed|did not tell its topics"):
                 describe_topic(reach(security, servers=f"127.0.0.1:{held.getsockname()[1]}"), "trips", timeout=3)
         finally:
             held.shutdown(socket.SHUT_RDWR)
             listener.join()
-    assert heard
-    for sent in heard:
+    assert any(heard)
+    for sent in filter(None, heard):
         assert sent[:2] == b"\x16\x03", "a TLS record of a handshake"
         assert b"alice" not in sent
         assert PASSWORD.encode() not in sent

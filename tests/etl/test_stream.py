@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -23,6 +24,11 @@ from lakering.errors import IntegrityError, SettingError, StreamRefusedError
 from tests.etl.conftest import HEADER, NOW
 from tests.etl.streams import StreamedTrips, trip
 from tests.etl.test_ingest_rows import line
+
+
+def facts_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What the lines of micro-batches told."""
+    return [record.facts for record in caplog.records if hasattr(record, "facts")]
 
 
 def test_each_message_has_its_fate_once_however_often_the_topic_is_read(stream):
@@ -175,7 +181,7 @@ def test_of_a_table_that_replaces_the_newer_stands_however_messages_come(make_tr
         with caplog.at_level(logging.INFO, "etl.stream"):
             result = stream.drain()
         assert (result.rows_written, result.rows_already_present, result.rows_superseded) == fates
-        facts = caplog.records[-1].facts
+        facts = facts_of(caplog)[-1]
         assert (facts["written"], facts["already_present"], facts["superseded"]) == fates
         stored = trips.rows()
     assert [(row["id"], row["fare"], row["_position"]) for row in stored] == [(1, 3.0, 0), (2, 4.0, 4)]
@@ -201,7 +207,8 @@ def test_late_and_future_are_told_by_the_row_and_never_move_the_watermark(make_t
     stream.send(trip(id=9, at="2030-01-01T00:00:00Z"), timestamp=eight)
     with caplog.at_level(logging.INFO, "etl.stream"):
         result = stream.drain()
-    assert (caplog.records[-1].facts["late"], caplog.records[-1].facts["refused"]) == (1, 3)
+    (facts,) = facts_of(caplog)
+    assert (facts["late"], facts["refused"]) == (1, 3)
     assert result.refused == {"at: future": 2, "at: late": 1}
     assert stream.ids() == [1, 3, 5]
     assert result.watermark == "2024-01-01T08:00:00+00:00"
@@ -215,7 +222,7 @@ def test_a_micro_batch_takes_so_many_bytes_at_most_and_tells_what_is_behind_it(s
     with caplog.at_level(logging.INFO, "etl.stream"):
         assert stream.drain().batches == 3, "three messages of some 1,100 bytes each"
     assert stream.ids() == list(range(8))
-    told = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    told = facts_of(caplog)
     assert [[facts[name] for name in ("batch", "rows", "written", "refused", "rows_behind")] for facts in told] == [
         [0, 3, 3, 0, 6], [1, 3, 3, 0, 3], [2, 3, 2, 1, 0]]  # fmt: skip
     assert all(3600 <= facts["seconds_behind"] < 3900 for facts in told)

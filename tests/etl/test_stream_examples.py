@@ -143,8 +143,10 @@ def test_the_cluster_streams_a_secured_topic_as_local_mode_does_though_an_execut
     place, mark, log = Place(on_cluster.lake, "rides", "cluster-rides"), uuid.uuid4().hex, tmp_path / "log"
 
     def wait_for_batch(number: int, job: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 300
         while (state := place.read()) is None or state.batch < number:
             assert job.poll() is None, log.read_text()[-5000:]
+            assert time.monotonic() < deadline, log.read_text()[-5000:]
             time.sleep(0.05)
 
     flags = ("--recipe", str(path), "--lake", str(tmp_path / "cluster"), "--table", "rides", "--once")

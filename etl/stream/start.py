@@ -40,9 +40,10 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
                              f"{table}, not {state.table_id}", next_step=CHOICES)  # fmt: skip
     place.validate_checkpoint(state.batch)
     gap = find_gap(state, topic)
-    # Spark asks for each partition's offset before the first batch, and has taken none yet: those that were added meanwhile too.
-    if gap is None and (checkpoint_id is None or (state.batch < 0 and topic.begin.keys() != state.starting.keys())):
-        return _write(place, topic, {**topic.begin, **state.starting}, state)
+    # Spark takes no batch (with --once) that knows less than all partitions. What is not in the record of it is read again.
+    left = place.unfinished(state.starting)
+    if gap is None and (checkpoint_id is None or (left and left != topic.begin.keys())):
+        return _write(place, topic, {**topic.begin, **state.starting, **state.next}, state)
     if gap is None:
         return state
     return _write(place, topic, _over_gap(place, state, topic, gap, accept_gap), state)
@@ -79,7 +80,7 @@ def _places(known: dict[int, int]) -> str:
 
 def _messages(ranges: dict[int, tuple[int, int]]) -> str:
     each = ", ".join(f"{end - first:,} of partition {p} (offsets {first} to {end - 1})" for p, (first, end) in ranges.items())
-    return f"{sum(end - first for first, end in ranges.values()):,} messages that were not read: {each}"
+    return f"{sum(end - first for first, end in ranges.values()):,} messages that are not recorded as read: {each}"
 
 
 def gap_error(gap: str) -> IntegrityError:
@@ -101,23 +102,24 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
 
 def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
     found = _found(place)
+    if start == LATEST:
+        _tell_passed(place, found, topic)
+        return _write(place, topic, topic.end)
     if found is None:
         if start == TABLE:
             raise StageError("--from table: neither a record, nor a batch that was told, nor the commits of table "
                              f"'{place.table}' tell of topic '{place.topic}'", next_step="run with --from earliest")  # fmt: skip
-        return _write(place, topic, topic.begin if start == EARLIEST else topic.end)
-    gap = find_gap(found, topic)
-    if start == LATEST:  # which is to pass them over
-        _tell_passed(place, found, topic, gap)
-        return _write(place, topic, topic.end)
+        return _write(place, topic, topic.begin)
     starting = {p: found.next.get(p, first) for p, first in topic.begin.items()}
-    if gap is not None:
+    if (gap := find_gap(found, topic)) is not None:
         starting = _over_gap(place, found, topic, gap, accept_gap)
     return _write(place, topic, topic.begin) if start == EARLIEST else _write(place, topic, starting, found)
 
 
 def _found(place: Place) -> State | None:
-    """What the record, else the table of batches, and the table's newer commits tell of a topic; None when they tell nothing."""
+    """What the record, else the table of batches, and the table's newer commits tell of a topic; None when they tell nothing.
+
+    Raises IntegrityError for a table of batches that cannot be read, where there is no record."""
     try:
         state = place.read()
     except IntegrityError:
@@ -140,10 +142,13 @@ def _found(place: Place) -> State | None:
     return replace(found, totals=state.totals, watermark=state.watermark) if state else found
 
 
-def _tell_passed(place: Place, found: State, topic: Topic, gap: str | None) -> None:
-    """Adds a row of what ``--from latest`` leaves out, if that is anything."""
-    if topic.id != found.topic_id:
-        return place.tell_gap(str(gap), found, {p: (offset, offset) for p, offset in found.next.items()})
+def _tell_passed(place: Place, found: State | None, topic: Topic) -> None:
+    """Adds a row of what ``--from latest`` leaves out, if that is anything; of a topic made anew also one of the old."""
+    gap = find_gap(found, topic) if found is not None else None
+    if found is not None and topic.id != found.topic_id:
+        place.tell_gap(str(gap), found, {p: (offset, offset) for p, offset in found.next.items()})
+    if found is None or topic.id != found.topic_id:
+        found, gap = State(topic.name, topic.id, len(topic.begin), topic.begin), None
     known = _with_added(found, topic)
     firsts = {p: max(known.get(p, 0), first) for p, first in topic.begin.items()}
     passed = {p: (firsts[p], end) for p, end in topic.end.items() if end > firsts[p]}

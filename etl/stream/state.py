@@ -81,10 +81,11 @@ class Place:
         append_progress(self.lake, (*self.folder, BATCHES), row, str(state.checkpoint_id), state.batch)
 
     def tell_gap(self, gap: str, state: State, offsets: dict[int, tuple[int, int]]) -> None:
-        """Adds a row of messages that are lost for good, and that someone chose to go on without: ``offsets`` are of each
+        """Adds a row of messages that are not in the table, and that someone chose to go on without: ``offsets`` are of each
         partition of the topic that was read the first that was not in, and where the stream goes on."""
-        row = {"topic": state.topic, "topic_id": state.topic_id, "offsets": _ranges(offsets), "gap": gap}
-        append_progress(self.lake, (*self.folder, BATCHES), row, fingerprint([state.topic_id, gap]), 0)
+        table_id = self.table_version()[0]
+        row = {"topic": state.topic, "topic_id": state.topic_id, "table_id": table_id, "offsets": _ranges(offsets), "gap": gap}
+        append_progress(self.lake, (*self.folder, BATCHES), row, fingerprint([table_id, state.topic_id, gap]), 0)
 
     def progress(self) -> list[dict[str, Any]]:
         """What was told, in order."""
@@ -92,11 +93,13 @@ class Place:
 
     def told(self) -> State | None:
         """What the rows that were told say of the topic that was read last; None when they say nothing. What another table held
-        that was in this one's place is to be read again."""
-        table_id = self.table_version()[0]
-        # What was read before there was a table, or passed over, is in none.
-        rows = [row for row in self.progress() if row["table_version"] in (None, -1)
-                or (table_id is not None and row.get("table_id") == table_id)]  # fmt: skip
+        that was in this one's place, and what was passed over for it, is to be read again."""
+        present, table_id = self.table_version()[0], None
+        rows: list[dict[str, Any]] = []
+        for row in reversed(self.progress()):
+            table_id = row["table_id"] or table_id  # of what was told before there was a table: the next one's
+            if table_id in (None, present):
+                rows.insert(0, row)
         if not rows:
             return None
         places = (place for row in rows if row["topic_id"] == rows[-1]["topic_id"] for place in row["offsets"])
@@ -117,17 +120,29 @@ class Place:
     def validate_checkpoint(self, batch: int) -> None:
         """Raises IntegrityError when the last record of the checkpoint's logs is not whole, of another topic, or earlier than
         ``batch``."""
-        storage = self.lake.storage
         for log in ("offsets", "commits"):
-            there = storage.exists(*self.checkpoint, log)
-            numbers = [int(name) for name in storage.list(*self.checkpoint, log) if name.isdigit()] if there else []
+            last = self._last(log)
             # Of the last batch Spark's commit may be missing, when the job was killed before it.
-            if max(numbers, default=-1) < batch - (log == "commits"):
+            if last < batch - (log == "commits"):
                 raise self.broken(log, str(batch))
-            if numbers and log == "offsets":
-                self._ends(max(numbers))
-            elif numbers:
-                self._logged(log, max(numbers))
+            if last >= 0 and log == "offsets":
+                self._ends(last)
+            elif last >= 0:
+                self._logged(log, last)
+
+    def unfinished(self, starting: dict[int, int]) -> set[int]:
+        """The partitions of the batch that Spark takes first, which it has noted already or for which it was told where to begin;
+        empty when it plans the batch anew."""
+        noted, finished = self._last("offsets"), self._last("commits")
+        if noted < 0:
+            return set(starting)
+        return set(self._ends(noted)) if noted > finished else set()
+
+    def _last(self, log: str) -> int:
+        """The number of the last batch that a log of the checkpoint tells of; -1 without one."""
+        storage = self.lake.storage
+        names = storage.list(*self.checkpoint, log) if storage.exists(*self.checkpoint, log) else []
+        return max((int(name) for name in names if name.isdigit()), default=-1)
 
     def batch_offsets(self, number: int, starting: dict[int, int]) -> dict[int, tuple[int, int]]:
         """What a micro-batch of the checkpoint takes in: of each partition the first offset and the one behind the last, as Spark

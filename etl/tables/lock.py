@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-from py4j.protocol import Py4JNetworkError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.sql import SparkSession
 
 from lakering.lake import Lake
@@ -35,5 +35,13 @@ def table_lock(spark: SparkSession, lake: Lake, table: str) -> Iterator[None]:
                 channel.lock()
             yield
         finally:
-            with suppress(Py4JNetworkError):  # the JVM is gone, and with it its lock
-                channel.close()
+            _close(channel)
+
+
+def _close(channel: Any) -> None:
+    try:
+        channel.close()
+    except Py4JJavaError:
+        raise
+    except (Py4JError, ConnectionError):
+        pass  # the JVM is gone, and with it its lock

@@ -4,12 +4,14 @@ in milliseconds."""
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from etl.tables.delta import has_log, open_log
+from lakering.errors import IntegrityError
 from lakering.lake import Lake
 
 #: ``offsets`` are of each partition the first one and the one behind the last. A row with a ``gap`` tells of messages that were
@@ -27,11 +29,14 @@ ROWS_PER_FILE = 100
 
 
 def append_progress(lake: Lake, folder: tuple[str, ...], row: Mapping[str, Any], writer: str, number: int) -> None:
-    """Adds a row, unless ``writer`` has added its ``number`` or a later one before: what is told again is there once."""
+    """Adds a row, unless ``writer`` has added its ``number`` or a later one before: what is told again is there once.
+
+    Raises IntegrityError for a table that cannot be read."""
     from deltalake import CommitProperties, Transaction, write_deltalake
 
     storage, made = lake.storage, has_log(lake, folder)
-    last = open_log(lake, folder).transaction_version(writer) if made else None
+    with _reading(lake, folder):
+        last = open_log(lake, folder).transaction_version(writer) if made else None
     if last is not None and last >= number:
         return
     told = {name: row.get(name) for name in SCHEMA.names} | {"at": datetime.datetime.now(datetime.UTC)}
@@ -47,8 +52,22 @@ def append_progress(lake: Lake, folder: tuple[str, ...], row: Mapping[str, Any],
 
 
 def read_progress(lake: Lake, folder: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows in the order in which they were added; none without a table."""
+    """The rows in the order in which they were added; none without a table. Raises IntegrityError for one that cannot be read."""
     if not has_log(lake, folder):
         return []
-    rows: list[dict[str, Any]] = open_log(lake, folder).to_pyarrow_table().to_pylist()
+    with _reading(lake, folder):
+        rows: list[dict[str, Any]] = open_log(lake, folder).to_pyarrow_table().to_pylist()
     return sorted(rows, key=lambda row: row["at"])
+
+
+@contextmanager
+def _reading(lake: Lake, folder: tuple[str, ...]) -> Iterator[None]:
+    from deltalake.exceptions import DeltaError
+
+    try:
+        yield
+    except (DeltaError, pa.ArrowException, OSError) as error:
+        raise IntegrityError(
+            f"the table of batches {lake.storage.path(*folder)} cannot be read: {str(error).splitlines()[0]}",
+            next_step="if it is broken, move it away: a stream goes on by its record and its table's commits, and makes another",
+        ) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from etl.sources.broker import SILENT
@@ -88,6 +88,11 @@ class StreamedTrips:
         assert producer.flush(60) == 0
         assert [error for error in failed if error is not None] == []
 
+    def delete_before(self, offset: int, partition: int = 0) -> None:
+        """Has a partition begin there, as retention does."""
+        (deleted,) = self.admin.delete_records([TopicPartition(self.topic, partition, offset)]).values()
+        deleted.result(60)
+
     @property
     def path(self) -> Path:
         path = self.trips.folder / "stream.yaml"
@@ -121,6 +126,13 @@ class StreamedTrips:
                 assert result.rows_read == sum(fates), "every message has one fate"
         (result,) = results.values()
         return result
+
+    def drop_table(self) -> None:
+        self.place.lake.storage.delete(*self.place.lake.table("trips"))
+
+    def gaps(self) -> list[str]:
+        """What the table of batches tells of messages that were passed over."""
+        return [row["gap"] for row in self.place.progress() if row["gap"] is not None]
 
     def ids(self) -> list[int]:
         return [row["id"] for row in self.trips.rows()]

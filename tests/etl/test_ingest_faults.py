@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -48,16 +49,18 @@ def test_killed_anywhere_and_run_again_the_tables_are_as_if_never_killed(trips, 
     assert trips.ingest("a.csv").files_known == 1
 
 
-def takes_the_lock(trips: Trips, capfd: pytest.CaptureFixture[str], said: str, release: Callable[[], object]) -> None:
+def takes_the_lock(trips: Trips, monkeypatch: pytest.MonkeyPatch, said: str, release: Callable[[], object]) -> None:
     """Asserts that the table's lock is waited for, with these words, until ``release`` was called."""
-    lake, shown, deadline = trips.recipe("a.csv").lake, "", time.monotonic() + 60
+    lake, deadline = trips.recipe("a.csv").lake, time.monotonic() + 60
+    shown = io.StringIO()  # what pytest captures is emptied as it is read, which can swallow what is written meanwhile
+    monkeypatch.setattr(sys, "stderr", shown)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(take, trips, lake)
         try:
-            while said not in shown:
-                assert time.monotonic() < deadline, shown
-                assert not taken.done(), shown
-                shown += capfd.readouterr().err
+            while said not in shown.getvalue():
+                assert time.monotonic() < deadline, shown.getvalue()
+                assert not taken.done(), shown.getvalue()
+                time.sleep(0.02)
         finally:
             release()
         assert taken.result(60) == "taken"
@@ -68,7 +71,7 @@ def take(trips: Trips, lake: Lake) -> str:
         return "taken"
 
 
-def test_a_second_writer_of_a_local_table_waits_for_the_first(trips, capfd):
+def test_a_second_writer_of_a_local_table_waits_for_the_first(trips, monkeypatch):
     lake = trips.recipe("a.csv").lake
     path = lake.storage.path(*lake.table("trips")) + ".lock"
     os.makedirs(os.path.dirname(path))
@@ -77,7 +80,7 @@ def test_a_second_writer_of_a_local_table_waits_for_the_first(trips, capfd):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    takes_the_lock(trips, capfd, "waiting for another process that works on table 'trips'", holder.kill)
+    takes_the_lock(trips, monkeypatch, "waiting for another process that works on table 'trips'", holder.kill)
     holder.wait()
     with table_lock(trips.spark, lake, "trips"), open(path, "a") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,22 +95,36 @@ from lakering.storage import Storage
 spark = spark_session("holder")
 with table_lock(spark, Lake(Storage(sys.argv[1])), "trips"):
     print(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid(), flush=True)
-    sys.stdin.read()
+    if sys.stdin.read():
+        raise RuntimeError("what was under way")
 """
 
 
-@pytest.mark.faults
-def test_the_jvm_of_a_writer_that_was_killed_alone_is_waited_for(trips, spark_conf_dir, capfd):
+def hold(trips: Trips, spark_conf_dir: Path) -> tuple[subprocess.Popen[str], int]:
+    """A process that holds the table's lock, and its JVM's process id."""
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable}
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, trips.recipe("a.csv").lake.storage.root], env=environment, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     assert holder.stdout is not None
-    jvm = int(holder.stdout.readline())
+    return holder, int(holder.stdout.readline())
+
+
+@pytest.mark.faults
+def test_a_jvm_that_dies_under_the_lock_hides_no_error(trips, spark_conf_dir):
+    holder, jvm = hold(trips, spark_conf_dir)
+    os.kill(jvm, signal.SIGKILL)
+    _, said = holder.communicate("go on", timeout=60)
+    assert (holder.returncode, said.splitlines()[-1]) == (1, "RuntimeError: what was under way")
+
+
+@pytest.mark.faults
+def test_the_jvm_of_a_writer_that_was_killed_alone_is_waited_for(trips, spark_conf_dir, monkeypatch):
+    holder, jvm = hold(trips, spark_conf_dir)
     os.kill(jvm, signal.SIGSTOP)  # as if it were at something long
     holder.kill()
     holder.wait()
     said = "waiting for what a killed job left running on table 'trips'"
-    takes_the_lock(trips, capfd, said, lambda: os.kill(jvm, signal.SIGCONT))
+    takes_the_lock(trips, monkeypatch, said, lambda: os.kill(jvm, signal.SIGCONT))
 
 
 def test_a_file_that_changes_while_it_is_read_publishes_nothing(trips, monkeypatch):

@@ -44,14 +44,19 @@ def filled(trips: Trips, broker: Broker, topic: str) -> StreamedTrips:
     return stream
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("point", list(LEFT))
-def test_killed_anywhere_and_started_again_all_is_as_if_never_killed(trips, broker, spark_conf_dir, point):
-    stream = filled(trips, broker, f"killed-{list(LEFT).index(point)}")
+def kill_at(point: str, stream: StreamedTrips, spark_conf_dir: Path) -> None:
+    """Starts a job that drains the stream, and that is killed at a point of its first micro-batch."""
     environment = {**os.environ, "SPARK_CONF_DIR": str(spark_conf_dir), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, str(ENTRY), point, str(stream.path)], env=environment, timeout=300,
                             capture_output=True, text=True, start_new_session=True)  # fmt: skip
     assert killed.returncode == -9, killed.stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("point", list(LEFT))
+def test_killed_anywhere_and_started_again_all_is_as_if_never_killed(trips, broker, spark_conf_dir, point):
+    stream = filled(trips, broker, f"killed-{list(LEFT).index(point)}")
+    kill_at(point, stream, spark_conf_dir)
     lake, place = stream.recipe.lake, stream.place
     refused = stream.refused() if has_log(lake, lake.quarantine("trips")) else {}
     assert (len(place.origins(None)), len(refused), len(place.progress()), stream.state.batch) == LEFT[point]

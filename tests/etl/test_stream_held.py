@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from confluent_kafka import TopicPartition
 from py4j.finalizer import ThreadSafeFinalizer
 from pyspark.sql import DataFrame, SparkSession
 
@@ -49,8 +48,7 @@ def test_messages_that_retention_takes_from_under_a_batch_are_told(stream, betwe
     stream.send(*(trip(id=number) for number in range(3, 8)))
 
     def delete(_number: int) -> None:
-        (deleted,) = stream.admin.delete_records([TopicPartition(stream.topic, 0, 5)]).values()
-        deleted.result(60)
+        stream.delete_before(5)
 
     between(delete)
     with pytest.raises(IntegrityError, match=r"no longer holds 3 messages.+3 of partition 0 \(offsets 2 to 4\)"):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from broker import Broker as TrialBroker
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Producer
 
 from etl.sources.broker import SILENT, Broker
 from recipes.kafka import Kafka
@@ -59,8 +59,7 @@ def test_what_was_aborted_is_not_read_and_offsets_without_a_message_are_no_loss(
     assert stream.drain().rows_read == 0
     assert [(row["rows_read"], row["offsets"]) for row in stream.place.progress()] == [
         (2, [{"partition": 0, "first": 0, "end": 6}]), (0, [{"partition": 0, "first": 6, "end": 8}])]  # fmt: skip
-    (deleted,) = stream.admin.delete_records([TopicPartition(stream.topic, 0, 8)]).values()
-    deleted.result(60)
+    stream.delete_before(8)
     begin(producer, stream, trip(id=3))
     end(producer.commit_transaction, stream, 10)
     assert stream.drain(start="table").rows_read == 1

@@ -1,0 +1,140 @@
+"""What a topic has lost, or a chosen start leaves out, and where that is told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from etl.sources.broker import Topic
+from etl.stream.start import find_gap
+from etl.stream.state import STATE, State
+from lakering.errors import IntegrityError, StageError
+from tests.etl.streams import trip
+
+
+@pytest.mark.parametrize(
+    ("topic", "gap"),
+    [
+        (Topic("t", "A", {0: 0, 1: 0}, {0: 9, 1: 9}), None),
+        (Topic("t", "A", {0: 0, 1: 0, 2: 0}, {0: 9, 1: 9, 2: 9}), None),
+        (Topic("t", "A", {0: 4, 1: 5}, {0: 9, 1: 9}), "no longer holds 3 messages that are not recorded as read: 1 of partition 0 (offsets 3 "
+         "to 3), 2 of partition 1 (offsets 3 to 4)"),
+        (Topic("t", "A", {0: 0, 1: 0, 2: 2}, {0: 9, 1: 9, 2: 9}), "no longer holds 2 messages that are not recorded as read: 2 of partition 2 "
+         "(offsets 0 to 1)"),
+        (Topic("t", "A", {0: 0, 1: 0}, {0: 1, 1: 9}), "has lost messages that were read: partition 0 ends at 1, and was read to 3"),
+        (Topic("t", "A", {0: 0}, {0: 9}), "has 1 partitions, and had 2; those that are gone were read to offset 3 of partition 1, "
+         "and what they held behind is lost"),
+        (Topic("t", "B", {0: 1, 1: 0}, {0: 9, 1: 9}), "was deleted and created again: its id was A, read to offset 3 of partition "
+         "0, offset 3 of partition 1, and is B, which holds 17 messages in 2 partitions; what the old one held behind those "
+         "offsets is lost"),
+    ],
+)  # fmt: skip
+def test_what_a_topic_has_lost_is_told_by_partition(topic, gap):
+    found = find_gap(State("t", "A", 2, {0: 3, 1: 0}, {1: 3}), topic)
+    assert found == (gap and f"topic 't' {gap}")
+
+
+@pytest.mark.faults
+def test_what_an_added_partition_lost_before_it_was_read_is_told(stream):
+    stream.send(trip(id=1))
+    stream.drain()
+    stream.add_partitions(3)
+    stream.send(trip(id=9))
+    assert stream.drain().rows_written == 1
+    stream.send(trip(id=2), trip(id=3), partition=2)
+    stream.delete_before(1, partition=2)
+    with pytest.raises(
+        IntegrityError, match=r"no longer holds 1 messages that are not recorded as read: 1 of partition 2 \(offsets 0 to 0\)"
+    ):
+        stream.drain()
+    assert stream.drain(accept_gap=True).rows_written == 1
+    assert stream.ids() == [1, 3, 9]
+
+
+@pytest.mark.faults
+def test_gaps_of_a_table_that_was_dropped_are_none_of_the_next(stream):
+    stream.send(*(trip(id=id) for id in (1, 2, 3, 4)))
+    stream.drain()
+    stream.send(trip(id=5), trip(id=6))
+    stream.delete_before(5)
+    stream.drain(accept_gap=True)
+    stream.send(trip(id=7), trip(id=8))
+    stream.drain()
+    stream.delete_before(7)
+    stream.drop_table()
+    with pytest.raises(IntegrityError, match="is not the one that topic"):
+        stream.drain()
+    assert stream.drain(start="earliest").rows_read == 1, "what is lost of the topic now was read"
+    assert stream.ids() == [8]
+
+
+@pytest.mark.faults
+def test_what_was_passed_over_for_a_table_that_was_dropped_is_read_into_the_next(stream):
+    stream.send(trip(id=1))
+    stream.drain()
+    stream.send(trip(id=2))
+    stream.drain(start="latest")
+    assert len(stream.gaps()) == 1
+    stream.drop_table()
+    with pytest.raises(StageError, match="run with --from earliest"):
+        stream.drain(start="table")
+    assert stream.drain(start="earliest").rows_written == 2
+    stream.drop_table()
+    stream.send(trip(id=3))
+    stream.drain(start="latest")
+    assert stream.gaps()[1:] == [
+        "--from latest passed over 3 messages that are not recorded as read: 3 of partition 0 (offsets 0 to 2)"
+    ]
+
+
+def test_what_a_first_start_passes_over_is_told(stream):
+    stream.send(trip(id=1), trip(id=2))
+    stream.delete_before(1)
+    stream.drain(start="latest")
+    passed = "--from latest passed over 1 messages that are not recorded as read: 1 of partition 0 (offsets 1 to 1)"
+    assert stream.gaps() == [passed]
+    stream.send(trip(id=3))
+    assert stream.drain().rows_read == 1
+    stream.place.lake.storage.delete(*stream.place.folder, STATE)
+    assert stream.drain(start="table").rows_read == 0
+    assert stream.ids() == [3]
+
+
+@pytest.mark.faults
+def test_what_latest_passes_over_of_a_topic_made_anew_is_told(stream):
+    stream.send(trip(id=1))
+    stream.drain()
+    stream.delete()
+    stream.create()
+    stream.send(trip(id=2), trip(id=3), partition=1)
+    stream.drain(start="latest")
+    lost, passed = stream.gaps()
+    assert "was deleted and created again" in lost
+    assert passed == "--from latest passed over 2 messages that are not recorded as read: 2 of partition 1 (offsets 0 to 1)"
+    stream.send(trip(id=4), partition=1)
+    assert stream.drain().rows_read == 1
+    assert stream.ids() == [1, 4]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("start", ["table", "earliest", "latest"])
+def test_a_table_of_batches_that_is_cut_is_named_with_what_to_do(stream, start):
+    stream.send(trip(id=1))
+    stream.drain()
+    storage, place = stream.place.lake.storage, stream.place
+    batches = Path(storage.path(*place.folder, "batches"))
+    log = batches / "_delta_log" / f"{0:020d}.json"
+    log.write_bytes(log.read_bytes()[:100])
+    stream.send(trip(id=2))
+    told = rf"{re.escape(str(batches))} cannot be read: .+\n  next: .*move it away"
+    with pytest.raises(IntegrityError, match=told):
+        stream.drain()
+    storage.delete(*place.folder, STATE)
+    with pytest.raises(IntegrityError, match=told):
+        stream.drain(start=start)
+    batches.rename(batches.with_name("away"))
+    stream.send(trip(id=3))
+    stream.drain(start=start)
+    assert stream.ids() == ([1, 2] if start == "latest" else [1, 2, 3])

@@ -94,11 +94,12 @@ class Place:
     def told(self) -> State | None:
         """What the rows that were told say of the topic that was read last; None when they say nothing. What another table held
         that was in this one's place, and what was passed over for it, is to be read again."""
-        present, table_id = self.table_version()[0], None
+        present, following = self.table_version()[0], None
         rows: list[dict[str, Any]] = []
         for row in reversed(self.progress()):
-            table_id = row["table_id"] or table_id  # of what was told before there was a table: the next one's
-            if table_id in (None, present):
+            following = row["table_id"] or following
+            # What was read before there was a table is in none; what was passed over was so for the one that followed.
+            if (row["table_id"] if row["gap"] is None else following) in (None, present):
                 rows.insert(0, row)
         if not rows:
             return None

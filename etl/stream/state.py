@@ -6,6 +6,7 @@ What a stream goes on by is one JSON file that is replaced. What it did is a sma
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lakering.lake import Lake
 from lakering.names import fingerprint
 
 STATE, CHECKPOINT, BATCHES = "state.json", "checkpoint", "batches"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Place:
         table_id = self.table_version()[0]
         row = {"topic": state.topic, "topic_id": state.topic_id, "table_id": table_id, "offsets": _ranges(offsets), "gap": gap}
         append_progress(self.lake, (*self.folder, BATCHES), row, fingerprint([table_id, state.topic_id, gap]), 0)
+        log.warning("going on without what follows: %s", gap)
 
     def progress(self) -> list[dict[str, Any]]:
         """What was told, in order."""

@@ -89,12 +89,13 @@ def test_what_was_passed_over_for_a_table_that_was_dropped_is_read_into_the_next
     ]
 
 
-def test_what_a_first_start_passes_over_is_told(stream):
+def test_what_a_first_start_passes_over_is_told(stream, caplog):
     stream.send(trip(id=1), trip(id=2))
     stream.delete_before(1)
     stream.drain(start="latest")
     passed = "--from latest passed over 1 messages that are not recorded as read: 1 of partition 0 (offsets 1 to 1)"
     assert stream.gaps() == [passed]
+    assert f"going on without what follows: {passed}" in caplog.text
     stream.send(trip(id=3))
     assert stream.drain().rows_read == 1
     stream.place.lake.storage.delete(*stream.place.folder, STATE)

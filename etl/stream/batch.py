@@ -21,7 +21,7 @@ from etl.sources.broker import Broker, Topic
 from etl.sources.read import named_errors
 from etl.sources.registry import WriterSchemas
 from etl.stream.messages import Habits, Messages, parsed_messages
-from etl.stream.start import find_gap, gap_error
+from etl.stream.start import find_gap, gap_error, validate_table
 from etl.stream.state import Place, State
 from etl.tables import Batch, Counts, SmallFiles, read_state, table_lock, write_quarantine, write_rows
 from etl.transforms.lateness import BUCKETS
@@ -103,6 +103,7 @@ class Stream:
         refused = Counter({reason: count for reason, count in parsed.reasons.items() if reason != (None, None)})
         counts, conflicts = Counts(), None
         with table_lock(spark, lake, contract.table):
+            validate_table(self.place, self.state)
             if parsed.num_valid:
                 origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in offsets.items()}}
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin,

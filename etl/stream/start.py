@@ -20,7 +20,10 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
     query's or broken, and when messages are lost; StageError for ``--from table`` without anything to go by."""
     if start is not None:
         return _anew(place, topic, start, accept_gap)
-    state, checkpoint_id = place.read(), place.checkpoint_id()
+    state = place.read()
+    if state is not None and state.discard:  # a start was killed here
+        state = _discard(place, state)
+    checkpoint_id = place.checkpoint_id()
     what, path = f"topic '{place.topic}' into table '{place.table}'", place.lake.storage.path(*place.checkpoint)
     missing = f"{what} was streamed before, and its checkpoint is missing ({path})"
     if state is None or (checkpoint_id is None and state.batch >= 0):
@@ -34,19 +37,24 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
     if state.checkpoint_id is not None and checkpoint_id != state.checkpoint_id:
         raise IntegrityError(f"the checkpoint of {what} ({path}) is another query's: its id is {checkpoint_id}, not "
                              f"{state.checkpoint_id}", next_step=CHOICES)  # fmt: skip
+    validate_table(place, state)
+    place.validate_checkpoint(state.batch)
+    # Spark takes no batch (with --once) that knows less than all partitions. What is not told of it is read again.
+    left = place.unfinished(state.starting)
+    if checkpoint_id is not None and find_gap(state, topic) is None and (not left or left == topic.begin.keys()):
+        return state
+    state = place.with_told(state)
+    if (gap := find_gap(state, topic)) is not None:
+        return _write(place, topic, _over_gap(place, state, topic, gap, accept_gap), state)
+    return _write(place, topic, {**topic.begin, **state.starting, **state.next}, state)
+
+
+def validate_table(place: Place, state: State) -> None:
+    """Raises IntegrityError when the table is not the one that the state tells of."""
     table = place.table_version()[0]
     if state.table_id is not None and state.table_id != table:
         raise IntegrityError(f"table '{place.table}' is not the one that topic '{place.topic}' was streamed into: its id is "
                              f"{table}, not {state.table_id}", next_step=CHOICES)  # fmt: skip
-    place.validate_checkpoint(state.batch)
-    gap = find_gap(state, topic)
-    # Spark takes no batch (with --once) that knows less than all partitions. What is not in the record of it is read again.
-    left = place.unfinished(state.starting)
-    if gap is None and (checkpoint_id is None or (left and left != topic.begin.keys())):
-        return _write(place, topic, {**topic.begin, **state.starting, **state.next}, state)
-    if gap is None:
-        return state
-    return _write(place, topic, _over_gap(place, state, topic, gap, accept_gap), state)
 
 
 def find_gap(state: State, topic: Topic) -> str | None:
@@ -91,8 +99,8 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
     """Adds a row of the gap, if it is accepted, and returns where the stream goes on behind it."""
     if not accept_gap:
         raise gap_error(gap)
-    known = {**state.starting, **state.next}
     same = topic.id == state.topic_id
+    known = _with_added(state, topic) if same else {**state.starting, **state.next}
     # Of a topic that is another one, or that has lost its end, all is new; what is in the table is not written twice.
     starting = {p: max(first, known[p]) if same and first <= known.get(p, -1) <= topic.end[p] else first
                 for p, first in topic.begin.items()}  # fmt: skip
@@ -160,11 +168,17 @@ def _tell_passed(place: Place, found: State | None, topic: Topic) -> None:
 
 
 def _write(place: Place, topic: Topic, starting: dict[int, int], before: State | None = None) -> State:
-    """A new state with no checkpoint. The old checkpoint goes first: killed in between, the choice is asked for again."""
-    place.lake.storage.delete(*place.checkpoint)
+    """A new state with no checkpoint. A kill leaves the state that was, or the new one, with which the next start goes on."""
     table_id, version = place.table_version()
     state = State(topic.name, topic.id, len(topic.end), dict(starting), table_id=table_id, table_version=version)
     if before is not None:
         state = replace(state, totals=before.totals, watermark=before.watermark)
+    place.write(replace(state, discard=True))
+    return _discard(place, state)
+
+
+def _discard(place: Place, state: State) -> State:
+    place.lake.storage.delete(*place.checkpoint)
+    state = replace(state, discard=False)
     place.write(state)
     return state

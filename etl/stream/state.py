@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import Any
+from uuid import uuid4
 
 from etl.tables import append_progress, has_log, read_origins, read_progress, table_version
 from lakering.errors import IntegrityError
 from lakering.lake import Lake
-from lakering.names import fingerprint
 
 STATE, CHECKPOINT, BATCHES = "state.json", "checkpoint", "batches"
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 class State:
     """``next`` is of each partition the first offset that is not in; ``starting`` what the checkpoint began with. ``batch`` is
     the number of the checkpoint's last batch (-1: none), ``checkpoint_id`` Spark's id of it. ``table_version`` is the version
-    up to which the table's commits are told here; -1 before there is a table."""
+    up to which the table's commits are told here; -1 before there is a table. ``discard``: the checkpoint that is there is of a
+    start before this one, and is to go."""
 
     topic: str
     topic_id: str
@@ -36,6 +38,7 @@ class State:
     table_version: int = -1
     totals: dict[str, int] = field(default_factory=dict)
     watermark: int | None = None
+    discard: bool = False
 
     def after(self, offsets: dict[int, tuple[int, int]]) -> dict[int, int]:
         """``next`` once these ranges are in."""
@@ -76,18 +79,22 @@ class Place:
         self.lake.storage.write_json(asdict(state), *self.folder, STATE)
 
     def tell_batch(self, state: State, offsets: dict[int, tuple[int, int]], fates: dict[str, int]) -> None:
-        """Adds the row of the state's last micro-batch, which took in these offsets."""
-        row = {"offsets": _ranges(offsets), "watermark": state.watermark, "table_version": state.table_version,
+        """Adds the row of the state's last micro-batch, which took in these offsets; it names the other partitions too."""
+        unchanged = {partition: (offset, offset) for partition, offset in state.next.items()}
+        row = {"offsets": _ranges({**unchanged, **offsets}), "watermark": state.watermark, "table_version": state.table_version,
                **{name: getattr(state, name) for name in ("topic", "topic_id", "checkpoint_id", "batch", "table_id")},
                **{f"rows_{name}": count for name, count in fates.items()}}  # fmt: skip
         append_progress(self.lake, (*self.folder, BATCHES), row, str(state.checkpoint_id), state.batch)
 
     def tell_gap(self, gap: str, state: State, offsets: dict[int, tuple[int, int]]) -> None:
         """Adds a row of messages that are not in the table, and that someone chose to go on without: ``offsets`` are of each
-        partition of the topic that was read the first that was not in, and where the stream goes on."""
-        table_id = self.table_version()[0]
-        row = {"topic": state.topic, "topic_id": state.topic_id, "table_id": table_id, "offsets": _ranges(offsets), "gap": gap}
-        append_progress(self.lake, (*self.folder, BATCHES), row, fingerprint([table_id, state.topic_id, gap]), 0)
+        partition of the topic that was read the first that was not in, and where the stream goes on. One that was told last, by
+        a job that was killed then, is not told again."""
+        row = {"topic": state.topic, "topic_id": state.topic_id, "table_id": self.table_version()[0], "offsets": _ranges(offsets),
+               "gap": gap}  # fmt: skip
+        last = takewhile(lambda told: told["gap"] is not None, reversed(self.progress()))
+        if not any(all(told[name] == value for name, value in row.items()) for told in last):
+            append_progress(self.lake, (*self.folder, BATCHES), row, uuid4().hex, 0)
         log.warning("going on without what follows: %s", gap)
 
     def progress(self) -> list[dict[str, Any]]:
@@ -97,19 +104,25 @@ class Place:
     def told(self) -> State | None:
         """What the rows that were told say of the topic that was read last; None when they say nothing. What another table held
         that was in this one's place, and what was passed over for it, is to be read again."""
-        present, following = self.table_version()[0], None
-        rows: list[dict[str, Any]] = []
-        for row in reversed(self.progress()):
-            following = row["table_id"] or following
-            # What was read before there was a table is in none; what was passed over was so for the one that followed.
-            if (row["table_id"] if row["gap"] is None else following) in (None, present):
-                rows.insert(0, row)
+        rows = _of_table(self.progress(), self.table_version()[0])
         if not rows:
             return None
         places = (place for row in rows if row["topic_id"] == rows[-1]["topic_id"] for place in row["offsets"])
         known = {place["partition"]: place["end"] for place in places}  # the last that was told: a stream may have gone back
         version = max((row["table_version"] for row in rows if row["table_version"] is not None), default=-1)
         return State(self.topic, rows[-1]["topic_id"], max(known, default=-1) + 1, {}, known, table_version=version)
+
+    def with_told(self, state: State) -> State:
+        """The state, and what the row of the checkpoint's next batch tells whose job died between that and the record."""
+        checkpoint_id = self.checkpoint_id()
+        for row in self.progress():
+            if row["gap"] is None and row["checkpoint_id"] == checkpoint_id and row["batch"] > state.batch:
+                offsets = {place["partition"]: (place["first"], place["end"]) for place in row["offsets"]}
+                fates = {name.removeprefix("rows_"): count for name, count in row.items() if name.startswith("rows_")}
+                totals = {name: count + state.totals.get(name, 0) for name, count in fates.items()}
+                watermark = round(row["watermark"].timestamp() * 1e6) if row["watermark"] is not None else None
+                state = replace(state, next=state.after(offsets), totals=totals, watermark=watermark)
+        return state
 
     def checkpoint_id(self) -> str | None:
         """Spark's id of the query whose checkpoint this is; None without one. Raises IntegrityError for a file that is cut."""
@@ -191,8 +204,23 @@ class Place:
         return table_version(self.lake, self.table)
 
 
+def _of_table(rows: list[dict[str, Any]], table_id: str | None) -> list[dict[str, Any]]:
+    """Of what was told the rows that still count where this table is now; None where there is none."""
+    following, tables = None, []
+    for row in reversed(rows):
+        following = row["table_id"] or following
+        # What was passed over was so for the table that followed.
+        tables.append(following if row["gap"] is not None else row["table_id"])
+    counted: list[dict[str, Any]] = []
+    for number, (row, table) in enumerate(zip(rows, reversed(tables), strict=True)):
+        # A batch that was read while there was no table is in none, but may stand behind messages that are to be read again.
+        if table == table_id if table is not None else (row["gap"] is not None or len(counted) == number):
+            counted.append(row)
+    return counted
+
+
 def _ranges(offsets: dict[int, tuple[int, int]]) -> list[dict[str, int]]:
-    return [{"partition": partition, "first": first, "end": end} for partition, (first, end) in offsets.items()]
+    return [{"partition": partition, "first": first, "end": end} for partition, (first, end) in sorted(offsets.items())]
 
 
 CHOICES = ("run with --from table (behind what the table and its record tell), --from earliest (the whole topic again; what is "

@@ -67,7 +67,8 @@ def _reading(lake: Lake, folder: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except (DeltaError, pa.ArrowException, OSError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise IntegrityError(
-            f"the table of batches {lake.storage.path(*folder)} cannot be read: {str(error).splitlines()[0]}",
+            f"the table of batches {lake.storage.path(*folder)} cannot be read: {why}",
             next_step="if it is broken, move it away: a stream goes on by its record and its table's commits, and makes another",
         ) from error

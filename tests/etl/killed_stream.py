@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import etl.stream.batch
+import etl.stream.start
 from etl.session import spark_session
 from etl.stream.batch import Stream
 from etl.stream.run import Start, stream_tables
@@ -30,6 +31,7 @@ if __name__ == "__main__":
         "between quarantine and row": (batch, "write_quarantine", dying_after),
         "between row and record": (Place, "tell_batch", dying_after),
         "between record and Spark's log": (Stream, "take", dying_after),
+        "before a checkpoint is set aside": (etl.stream.start, "_discard", dying_before),
     }
     owner, name, wrap = failpoints[point]
     setattr(owner, name, wrap(getattr(owner, name)))

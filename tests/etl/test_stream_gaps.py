@@ -9,7 +9,7 @@ import pytest
 
 from etl.sources.broker import Topic
 from etl.stream.start import find_gap
-from etl.stream.state import STATE, State
+from etl.stream.state import STATE, State, _of_table
 from lakering.errors import IntegrityError, StageError
 from tests.etl.streams import trip
 
@@ -51,6 +51,50 @@ def test_what_an_added_partition_lost_before_it_was_read_is_told(stream):
         stream.drain()
     assert stream.drain(accept_gap=True).rows_written == 1
     assert stream.ids() == [1, 3, 9]
+    (gap,) = (row for row in stream.place.progress() if row["gap"] is not None)
+    assert gap["offsets"][2] == {"partition": 2, "first": 0, "end": 1}
+
+
+@pytest.mark.faults
+def test_what_a_partition_lost_that_was_in_no_batch_is_told_without_the_record(stream):
+    stream.send(trip(id=1), partition=1)
+    stream.drain()
+    stream.send(*(trip(id=id) for id in (2, 3, 4, 5)))
+    stream.delete_before(3)
+    stream.place.lake.storage.delete(*stream.place.folder, STATE)
+    with pytest.raises(IntegrityError, match=r"no longer holds 3 messages .+: 3 of partition 0 \(offsets 0 to 2\)"):
+        stream.drain(start="table")
+    assert stream.gaps() == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "present", "counted"),
+    [
+        ([("A", None), ("B", None)], "B", [1]),
+        ([(None, None), ("A", None)], None, [0]),
+        ([(None, "gap"), ("A", None)], "A", [0, 1]),
+        ([(None, "gap"), ("A", None), (None, "gap")], None, [2]),
+        # The second row is a batch of refused messages alone; it stands behind what was passed over for A.
+        ([(None, "gap"), (None, None), ("A", None)], None, []),
+        ([("A", None), (None, "gap"), (None, None), ("B", None)], "B", [1, 3]),
+        ([("A", None), (None, "gap"), (None, None), ("B", None)], None, []),
+    ],
+)
+def test_what_was_told_counts_for_the_table_that_is_there(rows, present, counted):
+    told = [{"number": number, "table_id": table, "gap": gap} for number, (table, gap) in enumerate(rows)]
+    assert [row["number"] for row in _of_table(told, present)] == counted
+
+
+@pytest.mark.faults
+def test_what_is_passed_over_once_more_for_another_table_is_told_again(stream):
+    stream.send(trip(id=1), trip(id=2))
+    stream.drain(start="latest")
+    assert len(stream.gaps()) == 1
+    stream.drain(start="earliest")
+    stream.drop_table()
+    stream.drain(start="latest")
+    first, second = stream.gaps()
+    assert first == second
 
 
 @pytest.mark.faults

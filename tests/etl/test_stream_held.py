@@ -87,6 +87,19 @@ def test_told_to_stop_a_job_finishes_the_batch_it_is_at_and_lets_no_other_on_its
 
 
 @pytest.mark.faults
+def test_a_table_that_is_dropped_while_its_stream_runs_is_told_before_another_is_made(stream, between):
+    stream.max_offsets = 1
+    stream.send(trip(id=1), trip(id=2))
+    between(lambda number: stream.drop_table() if number == 1 else None)
+    with pytest.raises(IntegrityError, match="table 'trips' is not the one that topic"):
+        stream.drain()
+    assert stream.place.table_version() == (None, -1)
+    stream.max_offsets = 1000
+    assert stream.drain(start="earliest").rows_written == 2
+    assert stream.ids() == [1, 2]
+
+
+@pytest.mark.faults
 def test_a_broker_that_is_killed_in_the_middle_is_waited_for_and_costs_no_message(trips, own, between):
     stream = StreamedTrips(trips, own.servers, "killed-broker", max_offsets=20)
     stream.create(2)

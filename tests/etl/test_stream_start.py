@@ -157,20 +157,28 @@ def test_a_partition_that_is_added_before_the_first_batch_is_read_too(stream):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("batch", [0, 1])
-def test_a_partition_that_is_added_while_a_batch_of_a_killed_job_is_left_is_read_too(stream, spark_conf_dir, batch):
+@pytest.mark.parametrize(
+    ("batch", "point", "left"),
+    [(0, "between table and quarantine", 3), (1, "between row and record", 1)],
+    ids=["first", "second"],
+)
+def test_a_partition_that_is_added_while_a_batch_of_a_killed_job_is_left_is_read_too(stream, spark_conf_dir, batch, point, left):
     for number in range(batch):
         stream.send(trip(id=number))
         stream.drain()
     stream.send(trip(id=5), b"{")
-    kill_at("between table and quarantine", stream, spark_conf_dir)
+    kill_at(point, stream, spark_conf_dir)
     assert stream.state.batch == batch - 1
     stream.add_partitions(3)
     stream.send(trip(id=6), partition=2)
-    assert stream.drain().rows_read == 3
+    if batch:
+        kill_at("before a checkpoint is set aside", stream, spark_conf_dir)
+        assert stream.state.discard
+    assert stream.drain().rows_read == left
     assert stream.ids() == [*range(batch), 5, 6]
     assert len(stream.refused()) == 1
     assert stream.state.totals["read"] == batch + 3
+    assert sum(row["rows_read"] for row in stream.place.progress()) == batch + 3
     assert stream.drain().rows_read == 0
 
 

@@ -128,11 +128,12 @@ class Query:
 
     def _lost(self) -> LakeringError | None:
         """What went wrong with Kafka, if it did: the broker is gone, or messages are."""
+        place, state = self.stream.place, self.stream.state
         try:
-            topic = self.stream.broker.describe_topic(self.stream.state.topic, PATIENCE_S)
+            topic = self.stream.broker.describe_topic(state.topic, PATIENCE_S)
         except LakeringError as unreachable:
             return unreachable
-        gap = find_gap(self.stream.state, topic)
+        gap = find_gap(state, topic, place.unfinished(state.starting))
         return gap_error(gap) if gap else None
 
     def _ended(self, error: BaseException) -> LakeringError:

@@ -39,12 +39,12 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
                              f"{state.checkpoint_id}", next_step=CHOICES)  # fmt: skip
     validate_table(place, state)
     place.validate_checkpoint(state.batch)
+    noted = place.unfinished(state.starting)
     # Spark takes no batch (with --once) that knows less than all partitions. What is not told of it is read again.
-    left = place.unfinished(state.starting)
-    if checkpoint_id is not None and find_gap(state, topic) is None and (not left or left == topic.begin.keys()):
+    if checkpoint_id is not None and find_gap(state, topic, noted) is None and (not noted or noted.keys() == topic.begin.keys()):
         return state
     state = place.with_told(state)
-    if (gap := find_gap(state, topic)) is not None:
+    if (gap := find_gap(state, topic, noted)) is not None:
         return _write(place, topic, _over_gap(place, state, topic, gap, accept_gap), state)
     return _write(place, topic, {**topic.begin, **state.starting, **state.next}, state)
 
@@ -57,8 +57,9 @@ def validate_table(place: Place, state: State) -> None:
                              f"{table}, not {state.table_id}", next_step=CHOICES)  # fmt: skip
 
 
-def find_gap(state: State, topic: Topic) -> str | None:
-    """What is lost of a topic since the state was written, in words; None when nothing is. More partitions are no loss."""
+def find_gap(state: State, topic: Topic, noted: dict[int, int] | None = None) -> str | None:
+    """What is lost of a topic since the state was written, in words; None when nothing is. More partitions are no loss. ``noted``
+    are the ends of a batch that was begun, which Spark would take as it was."""
     known = {**state.starting, **state.next}
     if topic.id != state.topic_id:
         return (f"topic '{topic.name}' was deleted and created again: its id was {state.topic_id}, read to {_places(known)}, and "
@@ -74,6 +75,9 @@ def find_gap(state: State, topic: Topic) -> str | None:
     if back:
         each = ", ".join(f"partition {p} ends at {topic.end[p]}, and was read to {offset}" for p, offset in back.items())
         return f"topic '{topic.name}' has lost messages that were read: {each}"
+    if cut := {p: end for p, end in (noted or {}).items() if topic.end[p] < end}:
+        each = ", ".join(f"partition {p} ends at {topic.end[p]}, and was to be read to {end}" for p, end in cut.items())
+        return f"topic '{topic.name}' has lost messages of a batch that was begun: {each}"
     return None
 
 

@@ -137,29 +137,29 @@ class Place:
     def validate_checkpoint(self, batch: int) -> None:
         """Raises IntegrityError when the last record of the checkpoint's logs is not whole, of another topic, or earlier than
         ``batch``."""
-        for log in ("offsets", "commits"):
-            last = self._last(log)
+        for name in ("offsets", "commits"):
+            last = self._last(name)
             # Of the last batch Spark's commit may be missing, when the job was killed before it.
-            if last < batch - (log == "commits"):
-                raise self.broken(log, str(batch))
-            if last >= 0 and log == "offsets":
+            if last < batch - (name == "commits"):
+                raise self.broken(name, str(batch))
+            if last >= 0 and name == "offsets":
                 self._ends(last)
             elif last >= 0:
-                self._logged(log, last)
+                self._logged(name, last)
 
-    def unfinished(self, starting: dict[int, int]) -> set[int]:
-        """The partitions of the batch that Spark takes first, which it has noted already or for which it was told where to begin;
-        empty when it plans the batch anew."""
+    def unfinished(self, starting: dict[int, int]) -> dict[int, int]:
+        """Where the partitions end of the batch that Spark takes first, which it has noted already, or begin where it was told so
+        for its first; empty when it plans the batch anew."""
         noted, finished = self._last("offsets"), self._last("commits")
         if noted < 0:
-            return set(starting)
-        return set(self._ends(noted)) if noted > finished else set()
+            return starting
+        return self._ends(noted) if noted > finished else {}
 
-    def _last(self, log: str) -> int:
+    def _last(self, name: str) -> int:
         """The number of the last batch that a log of the checkpoint tells of; -1 without one."""
         storage = self.lake.storage
-        names = storage.list(*self.checkpoint, log) if storage.exists(*self.checkpoint, log) else []
-        return max((int(name) for name in names if name.isdigit()), default=-1)
+        numbers = storage.list(*self.checkpoint, name) if storage.exists(*self.checkpoint, name) else []
+        return max((int(number) for number in numbers if number.isdigit()), default=-1)
 
     def batch_offsets(self, number: int, starting: dict[int, int]) -> dict[int, tuple[int, int]]:
         """What a micro-batch of the checkpoint takes in: of each partition the first offset and the one behind the last, as Spark
@@ -177,16 +177,16 @@ class Place:
                                  f"{', '.join(found)}, not {self.topic}", next_step=CHOICES)  # fmt: skip
         return {int(partition): offset for partition, offset in found[self.topic].items()}
 
-    def _logged(self, log: str, number: int) -> list[str]:
+    def _logged(self, name: str, number: int) -> list[str]:
         """The lines of a record of Spark's logs, less its version."""
-        content = self.lake.storage.read(*self.checkpoint, log, str(number))
+        content = self.lake.storage.read(*self.checkpoint, name, str(number))
         first, *others = content.decode("utf-8", "replace").splitlines() or [""]
         try:
             whole = first == "v1" and bool(others) and all(line == "-" or json.loads(line) for line in others)
         except ValueError:
             whole = False
         if not whole:
-            raise self.broken(log, str(number))
+            raise self.broken(name, str(number))
         return others
 
     def broken(self, *parts: str) -> IntegrityError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from lakering.errors import BusyError, IntegrityError, StreamRefusedError
 from lakering.lake import Lake
 from recipes import read_recipe
 from tests.etl.streams import StreamedTrips, trip
+from tests.etl.test_stream_faults import kill_at
 
 PATIENCE_S = 240.0
 
@@ -118,6 +120,34 @@ def test_a_broker_that_is_killed_in_the_middle_is_waited_for_and_costs_no_messag
     assert stream.ids() == list(range(60))
     assert stream.refused() == {(0, 30): (None, "json"), (1, 30): (None, "json")}
     assert stream.state.totals["read"] == 62
+
+
+@pytest.mark.faults
+def test_a_topic_that_lost_its_end_with_the_batch_of_a_killed_job_is_told(trips, own, spark_conf_dir, tmp_path):
+    stream = StreamedTrips(trips, own.servers, "cut")
+    stream.create(2)
+    stream.send(trip(id=1))
+    stream.drain()
+    stream.send(trip(id=2))
+    own.stop()
+    data, earlier = own.folder / "data", tmp_path / "earlier"
+    shutil.copytree(data, earlier)
+    own.start()
+    stream.send(trip(id=3), trip(id=4))
+    kill_at("before the merge", stream, spark_conf_dir)
+    own.stop()
+    # As where a replica that was behind became the leader.
+    shutil.rmtree(data)
+    earlier.rename(data)
+    own.start()
+    lost = "has lost messages of a batch that was begun: partition 0 ends at 2, and was to be read to 4"
+    with pytest.raises(IntegrityError, match=f"topic 'cut' {lost}\n  next: run with --accept-gap"):
+        stream.drain()
+    assert stream.drain(accept_gap=True).rows_written == 1
+    assert stream.gaps() == [f"topic 'cut' {lost}"]
+    stream.send(trip(id=5))
+    assert stream.drain().rows_read == 1
+    assert stream.ids() == [1, 2, 5]
 
 
 @pytest.mark.faults

@@ -105,7 +105,8 @@ class Stream:
         with table_lock(spark, lake, contract.table):
             validate_table(self.place, self.state)
             if parsed.num_valid:
-                origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in offsets.items()}}
+                ranges = self.state.with_unchanged(offsets)
+                origin = {"topic": topic.name, "topic_id": topic.id, "offsets": {str(p): o for p, o in ranges.items()}}
                 rows = Batch(parsed.valid, parsed.num_valid, batch.num_bytes, fingerprint([origin, uuid4().hex]), origin,
                              batch.num_tasks, batch.survey)  # fmt: skip
                 counts, conflicts = self._write(spark, rows)
@@ -151,7 +152,11 @@ class Stream:
     def _record(self, batch: Messages, offsets: dict[int, tuple[int, int]], counts: Counts,
                 refused: Counter[tuple[str | None, str | None]], topic: Topic, number: int,
                 now: datetime.datetime) -> None:  # fmt: skip
+        validate_table(self.place, self.state)
         table_id, version = self.place.table_version()
+        if table_id is None and counts.written:
+            raise IntegrityError(f"table '{self.contract.table}' was dropped while a micro-batch was written into it",
+                                 next_step="run again: the batch is read anew")  # fmt: skip
         fates = {"read": batch.parsed.reasons.total(), "written": counts.written, "already_present": counts.already_present,
                  "superseded": counts.superseded, "refused": refused.total()}  # fmt: skip
         # A batch that was recorded before and comes again, as after a kill, is not counted twice.

@@ -29,7 +29,7 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
     if state is None or (checkpoint_id is None and state.batch >= 0):
         if checkpoint_id is not None:
             raise IntegrityError(f"the checkpoint of {what} ({path}) has lost its record beside it", next_step=CHOICES)
-        if state is not None or place.origins(None):
+        if state is not None or place.origins(None) or place.told() is not None:
             raise IntegrityError(missing, next_step=CHOICES)
         return _write(place, topic, topic.begin)
     if checkpoint_id is None and place.origins(state):
@@ -40,8 +40,11 @@ def begin(place: Place, topic: Topic, start: str | None, accept_gap: bool) -> St
     validate_table(place, state)
     place.validate_checkpoint(state.batch)
     noted = place.unfinished(state.starting)
-    # Spark takes no batch (with --once) that knows less than all partitions. What is not told of it is read again.
-    if checkpoint_id is not None and find_gap(state, topic, noted) is None and (not noted or noted.keys() == topic.begin.keys()):
+    # Spark takes no batch (with --once) that knows less than all partitions, and none whose messages are gone, though it is in.
+    # What is not told of it is read again.
+    takes = not noted or noted.keys() == topic.begin.keys()
+    takes = takes and all(topic.begin.get(p, first) <= first for p, first in place.recorded_again(state).items())
+    if checkpoint_id is not None and takes and find_gap(state, topic, noted) is None:
         return state
     state = place.with_told(state)
     if (gap := find_gap(state, topic, noted)) is not None:
@@ -68,17 +71,17 @@ def find_gap(state: State, topic: Topic, noted: dict[int, int] | None = None) ->
     if gone := {p: offset for p, offset in known.items() if p not in topic.end}:
         return (f"topic '{topic.name}' has {len(topic.end)} partitions, and had {state.partitions}; those that are gone were "
                 f"read to {_places(gone)}, and what they held behind is lost")  # fmt: skip
-    known = _with_added(state, topic)
+    known, told = _with_added(state, topic), []
     if lost := {p: (offset, topic.begin[p]) for p, offset in known.items() if topic.begin[p] > offset}:
-        return f"topic '{topic.name}' no longer holds {_messages(lost)}"
-    back = {p: offset for p, offset in known.items() if topic.end[p] < offset}
-    if back:
+        told.append(f"no longer holds {_messages(lost)}")
+    if back := {p: offset for p, offset in known.items() if topic.end[p] < offset}:
         each = ", ".join(f"partition {p} ends at {topic.end[p]}, and was read to {offset}" for p, offset in back.items())
-        return f"topic '{topic.name}' has lost messages that were read: {each}"
-    if cut := {p: end for p, end in (noted or {}).items() if topic.end[p] < end}:
-        each = ", ".join(f"partition {p} ends at {topic.end[p]}, and was to be read to {end}" for p, end in cut.items())
-        return f"topic '{topic.name}' has lost messages of a batch that was begun: {each}"
-    return None
+        told.append(f"has lost messages that were read: {each}")
+    ends = {p: (topic.end.get(p, 0), end) for p, end in (noted or {}).items() if p not in back}
+    if cut := {p: (end, wanted) for p, (end, wanted) in ends.items() if end < wanted}:
+        each = ", ".join(f"partition {p} ends at {end}, and was to be read to {wanted}" for p, (end, wanted) in cut.items())
+        told.append(f"has lost messages of a batch that was begun: {each}")
+    return f"topic '{topic.name}' {'; it '.join(told)}" if told else None
 
 
 def _with_added(state: State, topic: Topic) -> dict[int, int]:
@@ -113,9 +116,9 @@ def _over_gap(place: Place, state: State, topic: Topic, gap: str, accept_gap: bo
 
 
 def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
-    found = _found(place)
+    found, noted = _found(place), _noted(place)
     if start == LATEST:
-        _tell_passed(place, found, topic)
+        _tell_passed(place, found, topic, noted)
         return _write(place, topic, topic.end)
     if found is None:
         if start == TABLE:
@@ -123,9 +126,17 @@ def _anew(place: Place, topic: Topic, start: str, accept_gap: bool) -> State:
                              f"'{place.table}' tell of topic '{place.topic}'", next_step="run with --from earliest")  # fmt: skip
         return _write(place, topic, topic.begin)
     starting = {p: found.next.get(p, first) for p, first in topic.begin.items()}
-    if (gap := find_gap(found, topic)) is not None:
+    if (gap := find_gap(found, topic, noted)) is not None:
         starting = _over_gap(place, found, topic, gap, accept_gap)
     return _write(place, topic, topic.begin) if start == EARLIEST else _write(place, topic, starting, found)
+
+
+def _noted(place: Place) -> dict[int, int]:
+    """The ends of a batch that the checkpoint tells was begun, as far as it is whole and this query's."""
+    try:
+        return place.unfinished({})
+    except IntegrityError:
+        return {}
 
 
 def _found(place: Place) -> State | None:
@@ -147,16 +158,16 @@ def _found(place: Place) -> State | None:
             topic_id, known = origin["topic_id"], {}
         for partition, (first, end) in origin["offsets"].items():
             # The last batch is read again: its job may have died before what it refused was in quarantine.
-            known[int(partition)] = first if number == len(origins) else max(end, known.get(int(partition), 0))
+            known[int(partition)] = first if number == len(origins) else end
     if topic_id is None:
         return None
     found = State(place.topic, topic_id, max(known, default=-1) + 1, {}, known)
     return replace(found, totals=state.totals, watermark=state.watermark) if state else found
 
 
-def _tell_passed(place: Place, found: State | None, topic: Topic) -> None:
+def _tell_passed(place: Place, found: State | None, topic: Topic, noted: dict[int, int]) -> None:
     """Adds a row of what ``--from latest`` leaves out, if that is anything; of a topic made anew also one of the old."""
-    gap = find_gap(found, topic) if found is not None else None
+    gap = find_gap(found, topic, noted) if found is not None else None
     if found is not None and topic.id != found.topic_id:
         place.tell_gap(str(gap), found, {p: (offset, offset) for p, offset in found.next.items()})
     if found is None or topic.id != found.topic_id:

@@ -45,6 +45,10 @@ class State:
         known = {**self.starting, **self.next}
         return known | {partition: max(end, known.get(partition, 0)) for partition, (_, end) in offsets.items()}
 
+    def with_unchanged(self, offsets: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+        """These ranges, and empty ones of the partitions that are known besides."""
+        return {**{partition: (offset, offset) for partition, offset in self.after({}).items()}, **offsets}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -80,9 +84,8 @@ class Place:
 
     def tell_batch(self, state: State, offsets: dict[int, tuple[int, int]], fates: dict[str, int]) -> None:
         """Adds the row of the state's last micro-batch, which took in these offsets; it names the other partitions too."""
-        unchanged = {partition: (offset, offset) for partition, offset in state.next.items()}
-        row = {"offsets": _ranges({**unchanged, **offsets}), "watermark": state.watermark, "table_version": state.table_version,
-               **{name: getattr(state, name) for name in ("topic", "topic_id", "checkpoint_id", "batch", "table_id")},
+        named = ("topic", "topic_id", "checkpoint_id", "batch", "table_id", "table_version", "watermark")
+        row = {"offsets": _ranges(state.with_unchanged(offsets)), **{name: getattr(state, name) for name in named},
                **{f"rows_{name}": count for name, count in fates.items()}}  # fmt: skip
         append_progress(self.lake, (*self.folder, BATCHES), row, str(state.checkpoint_id), state.batch)
 
@@ -114,9 +117,10 @@ class Place:
 
     def with_told(self, state: State) -> State:
         """The state, and what the row of the checkpoint's next batch tells whose job died between that and the record."""
-        checkpoint_id = self.checkpoint_id()
+        checkpoint_id, tables = self.checkpoint_id(), (None, self.table_version()[0])
         for row in self.progress():
-            if row["gap"] is None and row["checkpoint_id"] == checkpoint_id and row["batch"] > state.batch:
+            is_next = row["gap"] is None and row["checkpoint_id"] == checkpoint_id and row["batch"] > state.batch
+            if is_next and row["table_id"] in tables:
                 offsets = {place["partition"]: (place["first"], place["end"]) for place in row["offsets"]}
                 fates = {name.removeprefix("rows_"): count for name, count in row.items() if name.startswith("rows_")}
                 totals = {name: count + state.totals.get(name, 0) for name, count in fates.items()}
@@ -154,6 +158,14 @@ class Place:
         if noted < 0:
             return starting
         return self._ends(noted) if noted > finished else {}
+
+    def recorded_again(self, state: State) -> dict[int, int]:
+        """Where the partitions begin of a batch that is in the record and that Spark takes once more, since its job died before
+        Spark's own note of it; empty without one."""
+        noted = self._last("offsets")
+        if noted > state.batch or noted <= self._last("commits"):
+            return {}
+        return {partition: first for partition, (first, _) in self.batch_offsets(noted, state.starting).items()}
 
     def _last(self, name: str) -> int:
         """The number of the last batch that a log of the checkpoint tells of; -1 without one."""

@@ -36,6 +36,19 @@ def test_what_a_topic_has_lost_is_told_by_partition(topic, gap):
     assert found == (gap and f"topic 't' {gap}")
 
 
+@pytest.mark.parametrize(
+    ("topic", "noted", "gap"),
+    [
+        (Topic("t", "A", {0: 4, 1: 0}, {0: 9, 1: 1}), {}, "no longer holds 1 messages that are not recorded as read: 1 of partition 0 "
+         "(offsets 3 to 3); it has lost messages that were read: partition 1 ends at 1, and was read to 3"),
+        (Topic("t", "A", {0: 0, 1: 0}, {0: 4, 1: 9}), {0: 5, 1: 3, 2: 4}, "has lost messages of a batch that was begun: partition 0 ends at 4, and "
+         "was to be read to 5, partition 2 ends at 0, and was to be read to 4"),
+    ],
+)  # fmt: skip
+def test_all_kinds_of_loss_are_told_together_those_of_a_batch_that_was_begun_too(topic, noted, gap):
+    assert find_gap(State("t", "A", 2, {0: 3, 1: 0}, {1: 3}), topic, noted) == f"topic 't' {gap}"
+
+
 @pytest.mark.faults
 def test_what_an_added_partition_lost_before_it_was_read_is_told(stream):
     stream.send(trip(id=1))
@@ -56,12 +69,13 @@ def test_what_an_added_partition_lost_before_it_was_read_is_told(stream):
 
 
 @pytest.mark.faults
-def test_what_a_partition_lost_that_was_in_no_batch_is_told_without_the_record(stream):
+@pytest.mark.parametrize("lost", [(STATE,), ()], ids=["record", "all but the table"])
+def test_what_a_partition_lost_that_was_in_no_batch_is_told_without_the_record(stream, lost):
     stream.send(trip(id=1), partition=1)
     stream.drain()
     stream.send(*(trip(id=id) for id in (2, 3, 4, 5)))
     stream.delete_before(3)
-    stream.place.lake.storage.delete(*stream.place.folder, STATE)
+    stream.place.lake.storage.delete(*stream.place.folder, *lost)
     with pytest.raises(IntegrityError, match=r"no longer holds 3 messages .+: 3 of partition 0 \(offsets 0 to 2\)"):
         stream.drain(start="table")
     assert stream.gaps() == []

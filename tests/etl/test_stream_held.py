@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 from py4j.finalizer import ThreadSafeFinalizer
@@ -102,6 +103,29 @@ def test_a_table_that_is_dropped_while_its_stream_runs_is_told_before_another_is
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("batch", "told"), [(0, "was dropped while a micro-batch was written"), (1, "is not the one that topic")]
+)
+def test_a_table_that_is_dropped_in_the_middle_of_a_batch_is_told_before_the_batch_is_recorded(stream, monkeypatch, batch, told):
+    stream.max_offsets = 1
+    stream.send(trip(id=1), trip(id=2))
+    record = Stream._record
+
+    def dropped(self: Stream, *others: Any) -> None:
+        if self.state.batch == batch - 1:
+            stream.drop_table()
+        record(self, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "_record", dropped)
+        with pytest.raises(IntegrityError, match=told):
+            stream.drain()
+    assert stream.state.batch == batch - 1
+    assert stream.drain(start="earliest" if batch else None).rows_written == 2
+    assert stream.ids() == [1, 2]
+
+
+@pytest.mark.faults
 def test_a_broker_that_is_killed_in_the_middle_is_waited_for_and_costs_no_message(trips, own, between):
     stream = StreamedTrips(trips, own.servers, "killed-broker", max_offsets=20)
     stream.create(2)
@@ -141,8 +165,9 @@ def test_a_topic_that_lost_its_end_with_the_batch_of_a_killed_job_is_told(trips,
     earlier.rename(data)
     own.start()
     lost = "has lost messages of a batch that was begun: partition 0 ends at 2, and was to be read to 4"
-    with pytest.raises(IntegrityError, match=f"topic 'cut' {lost}\n  next: run with --accept-gap"):
-        stream.drain()
+    for start in (None, "table", "earliest"):
+        with pytest.raises(IntegrityError, match=f"topic 'cut' {lost}\n  next: run with --accept-gap"):
+            stream.drain(start=start)
     assert stream.drain(accept_gap=True).rows_written == 1
     assert stream.gaps() == [f"topic 'cut' {lost}"]
     stream.send(trip(id=5))

@@ -183,6 +183,42 @@ def test_a_partition_that_is_added_while_a_batch_of_a_killed_job_is_left_is_read
 
 
 @pytest.mark.faults
+def test_a_batch_that_is_recorded_and_whose_messages_are_gone_since_is_not_asked_for_again(stream, spark_conf_dir):
+    stream.send(trip(id=1), trip(id=2))
+    kill_at("between record and Spark's log", stream, spark_conf_dir)
+    stream.send(trip(id=3))
+    stream.delete_before(2)
+    assert stream.drain().rows_read == 1
+    assert stream.ids() == [1, 2, 3]
+    assert stream.gaps() == []
+    assert stream.state.totals["read"] == 3
+
+
+@pytest.mark.faults
+def test_what_a_batch_told_of_a_table_that_was_dropped_is_read_again(stream, spark_conf_dir):
+    stream.send(trip(id=1), trip(id=2))
+    kill_at("between row and record", stream, spark_conf_dir)
+    stream.drop_table()
+    stream.add_partitions(3)
+    assert stream.drain().rows_written == 2
+    assert stream.ids() == [1, 2]
+
+
+@pytest.mark.faults
+def test_a_stream_whose_messages_were_all_refused_does_not_start_as_if_it_were_new(stream):
+    stream.send(b"{")
+    stream.drain()
+    stream.send(trip(id=1), trip(id=2))
+    stream.delete_before(2)
+    for parts in (stream.place.checkpoint, (*stream.place.folder, STATE)):
+        stream.place.lake.storage.delete(*parts)
+    with pytest.raises(IntegrityError, match="its checkpoint is missing"):
+        stream.drain()
+    with pytest.raises(IntegrityError, match=r"no longer holds 1 messages .+ \(offsets 1 to 1\)"):
+        stream.drain(start="table")
+
+
+@pytest.mark.faults
 def test_messages_that_a_chosen_start_leaves_out_are_told(stream, ends):
     stream.send(*(trip(id=id) for id in (1, 2, 3)))
     assert ends(stream) == (0, "")

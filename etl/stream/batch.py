@@ -154,7 +154,7 @@ class Stream:
                 now: datetime.datetime) -> None:  # fmt: skip
         validate_table(self.place, self.state)
         table_id, version = self.place.table_version()
-        if table_id is None and counts.written:
+        if table_id is None and batch.parsed.num_valid:
             raise IntegrityError(f"table '{self.contract.table}' was dropped while a micro-batch was written into it",
                                  next_step="run again: the batch is read anew")  # fmt: skip
         fates = {"read": batch.parsed.reasons.total(), "written": counts.written, "already_present": counts.already_present,

@@ -173,7 +173,8 @@ def _tell_passed(place: Place, found: State | None, topic: Topic, noted: dict[in
     if found is None or topic.id != found.topic_id:
         found, gap = State(topic.name, topic.id, len(topic.begin), topic.begin), None
     known = _with_added(found, topic)
-    firsts = {p: max(known.get(p, 0), first) for p, first in topic.begin.items()}
+    # Of a partition that lost its end all is new.
+    firsts = {p: max(known.get(p, 0), first) if known.get(p, 0) <= topic.end[p] else first for p, first in topic.begin.items()}
     passed = {p: (firsts[p], end) for p, end in topic.end.items() if end > firsts[p]}
     told = [gap] if gap is not None else []
     if passed:

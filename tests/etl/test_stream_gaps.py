@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etl.sources.broker import Topic
-from etl.stream.start import find_gap
+from etl.stream.start import begin, find_gap
 from etl.stream.state import STATE, State, _of_table
 from lakering.errors import IntegrityError, StageError
 from tests.etl.streams import trip
@@ -159,6 +159,15 @@ def test_what_a_first_start_passes_over_is_told(stream, caplog):
     stream.place.lake.storage.delete(*stream.place.folder, STATE)
     assert stream.drain(start="table").rows_read == 0
     assert stream.ids() == [3]
+
+
+def test_latest_tells_all_that_a_topic_holds_that_lost_its_end(stream):
+    stream.place.write(State(stream.topic, "A", 1, {0: 0}, {0: 100}))
+    begin(stream.place, Topic(stream.topic, "A", {0: 0}, {0: 50}), "latest", False)
+    assert stream.gaps() == [
+        f"topic '{stream.topic}' has lost messages that were read: partition 0 ends at 50, and was read to 100; --from latest passed "
+        "over 50 messages that are not recorded as read: 50 of partition 0 (offsets 0 to 49)"
+    ]
 
 
 @pytest.mark.faults
